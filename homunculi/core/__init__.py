@@ -1,0 +1,1 @@
+"""Values that every room shares: schedule, modulation, taps, output, cache, budget."""

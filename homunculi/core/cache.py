@@ -1,0 +1,85 @@
+"""Static caches for decoding: fixed buffers, one slot a step, rows of different lengths.
+
+Legend: B batch, T positions of this call, H key-value heads, L capacity, K head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+
+@dataclass(slots=True)
+class KVSlot:
+    """Keys and values of one attention step.
+
+    Attributes:
+        k_BHLK: keys by position.
+        v_BHLK: values by position.
+    """
+
+    k_BHLK: Tensor
+    v_BHLK: Tensor
+
+    @classmethod
+    def empty(cls, shape_BHLK: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> KVSlot:
+        return cls(
+            torch.zeros(shape_BHLK, dtype=dtype, device=device), torch.zeros(shape_BHLK, dtype=dtype, device=device)
+        )
+
+    def extend(self, k_BHTK: Tensor, v_BHTK: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Write new keys and values at `positions_BT` and return all of them, capacity included."""
+        where = positions_BT[:, None, :, None].expand_as(k_BHTK)
+        self.k_BHLK.scatter_(2, where, k_BHTK.to(self.k_BHLK.dtype))
+        self.v_BHLK.scatter_(2, where, v_BHTK.to(self.v_BHLK.dtype))
+        return self.k_BHLK, self.v_BHLK
+
+
+class Cache:
+    """What a model remembers of the tokens it has read.
+
+    A row's tokens need not be as many as another's: a prompt shorter than the longest is padded on the right, the
+    whole batch is fed once, and `advance` is told the true lengths. What was written beyond a row's length is
+    never visible and is overwritten by its next tokens.
+
+    Attributes:
+        slots: one entry a cache slot of the schedule, of whatever type the architecture uses.
+        lengths_B: how many tokens of each row are valid.
+        capacity: the most tokens a row may have.
+    """
+
+    def __init__(self, slots: list[Any], batch_size: int, capacity: int, device: torch.device) -> None:
+        self.slots = slots
+        self.capacity = capacity
+        self.lengths_B = torch.zeros(batch_size, dtype=torch.long, device=device)
+        self._longest = 0
+
+    def at(self, slot: int) -> Any:
+        """The entry of one slot."""
+        return self.slots[slot]
+
+    def positions(self, n_tokens: int) -> Tensor:
+        """Positions (B, T) of the next `n_tokens` tokens of each row.
+
+        Raises:
+            InputError: the longest row would outgrow the capacity.
+        """
+        if self._longest + n_tokens > self.capacity:
+            raise InputError(f"cache: {self._longest} + {n_tokens} tokens do not fit its capacity of {self.capacity}")
+        return self.lengths_B[:, None] + torch.arange(n_tokens, device=self.lengths_B.device)
+
+    def advance(self, n_tokens: int | Tensor) -> None:
+        """Count tokens just fed as valid: a number for all rows, or (B,) numbers, one a row."""
+        self.lengths_B += n_tokens
+        self._longest = self._longest + n_tokens if isinstance(n_tokens, int) else int(self.lengths_B.max())
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes held by all slots."""
+        tensors = [t for slot in self.slots for t in (getattr(slot, name) for name in slot.__slots__)]
+        return sum(t.nbytes for t in tensors if isinstance(t, Tensor))

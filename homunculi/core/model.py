@@ -1,0 +1,71 @@
+"""The abstract language model. It holds a configuration and names what an architecture provides; it computes nothing.
+
+Legend: B batch, T positions, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .budget import Budget
+from .cache import Cache
+from .output import Hidden, Output
+from .schedule import Schedule
+from .taps import NO_TAPS, TapPoint
+
+
+class LanguageModel(nn.Module, ABC):
+    """A model from token ids to logits.
+
+    Attributes:
+        config: the architecture's frozen configuration dataclass.
+        schedule: which stored block each step applies.
+        compute_dtype: activations flow in this type while weights keep theirs; None: the weights' own type.
+    """
+
+    config: Any
+    schedule: Schedule
+    compute_dtype: torch.dtype | None = None
+
+    @abstractmethod
+    def trunk(
+        self,
+        ids_BT: Tensor,
+        taps: TapPoint = NO_TAPS,
+        cache: Cache | None = None,
+        documents_BT: Tensor | None = None,
+    ) -> Hidden:
+        """Everything before the read-out.
+
+        Args:
+            ids_BT: token ids.
+            taps: where to read or replace tensors.
+            cache: tokens already read; the ids are the next ones. The caller advances it.
+            documents_BT: document number of each token; tokens of different documents do not see each other.
+        """
+
+    @abstractmethod
+    def readout(self, x_BTD: Tensor, taps: TapPoint = NO_TAPS) -> Tensor:
+        """Logits (B, T, V) of a residual state, of the last step or of any other."""
+
+    @abstractmethod
+    def forward(
+        self,
+        ids_BT: Tensor,
+        taps: TapPoint = NO_TAPS,
+        cache: Cache | None = None,
+        documents_BT: Tensor | None = None,
+    ) -> Output:
+        """The read-out of the trunk; arguments as `trunk`."""
+
+    @abstractmethod
+    def new_cache(self, batch_size: int, capacity: int) -> Cache:
+        """An empty cache for `capacity` tokens a row, on the model's device."""
+
+    @abstractmethod
+    def budget(self, context: int | None = None) -> Budget:
+        """Costs at a context of that many tokens (default: the longest the model takes)."""

@@ -1,0 +1,1 @@
+"""Tensor modules that several architectures use."""

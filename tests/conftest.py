@@ -1,0 +1,42 @@
+"""Shared by all tests: where data lies, a private cache, one thread, and the only place where tests are skipped."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Every reason a test of this suite may be skipped for. Nothing else is skipped.
+SKIPS = {
+    "data": "no data folder: set HOMUNCULI_DATA or put the corpora in ../shared/data",
+}
+
+
+@pytest.fixture(autouse=True)
+def private_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep caches and runs of a test away from the person's own."""
+    folder = tmp_path_factory.getbasetemp() / "home"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
+    monkeypatch.delenv("HOMUNCULI_RUNS", raising=False)
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of corpora: HOMUNCULI_DATA, or ../shared/data beside the checkout."""
+    named = os.environ.get("HOMUNCULI_DATA")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(SKIPS["data"])
+    return folder
