@@ -1,0 +1,89 @@
+"""Optimisers: which parameters they hold, and their state as named tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..core.model import LanguageModel
+from ..errors import InputError
+from .config import RunConfig
+
+
+def build_optimizers(model: LanguageModel, config: RunConfig) -> list[torch.optim.Optimizer]:
+    """One or two optimisers over all parameters.
+
+    AdamW (Loshchilov and Hutter 2019) decays matrices and leaves vectors alone. With Muon (Jordan 2024), matrices that
+    are no token tables go to it, its updates scaled to the size of AdamW's so that one learning rate serves both.
+    """
+    tables = token_tables(model)
+    matrices, rest = [], []
+    for name, parameter in model.named_parameters():
+        to_muon = config.train.optimizer == "muon" and parameter.dim() == 2 and name not in tables
+        (matrices if to_muon else rest).append(parameter)
+    groups = [
+        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.train.weight_decay},
+        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    betas = (config.train.beta1, config.train.beta2)
+    fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
+    adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=betas, fused=fused)
+    if not matrices:
+        return [adamw]
+    decay = config.train.weight_decay
+    return [
+        adamw,
+        torch.optim.Muon(matrices, lr=config.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+    ]
+
+
+def token_tables(model: LanguageModel) -> set[str]:
+    """Names of the parameters with one row a word: embeddings and read-outs."""
+    vocabulary = getattr(model.config, "vocab_size", 0)
+    tables = {
+        f"{prefix}.weight" if prefix else "weight"
+        for prefix, module in model.named_modules()
+        if isinstance(module, nn.Embedding)
+    }
+    return tables | {name for name, p in model.named_parameters() if p.dim() == 2 and p.shape[0] == vocabulary}
+
+
+def set_lr(optimizers: list[torch.optim.Optimizer], lr: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+
+
+def optimizer_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """All optimiser state as ``{state name}/{parameter name}`` → tensor."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{key}/{names[parameter]}": value.detach()
+        for optimizer in optimizers
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer_tensors(
+    model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor], source: str
+) -> None:
+    """Put back what `optimizer_tensors` gave.
+
+    Raises:
+        InputError: a tensor belongs to a parameter that this model does not have, or has another shape.
+    """
+    owners = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
+    parameters = dict(model.named_parameters())
+    for key, value in tensors.items():
+        kind, _, name = key.partition("/")
+        parameter = parameters.get(name)
+        if parameter is None or value.dim() not in (0, parameter.dim()):
+            raise InputError(
+                f"{source}: holds {key}, which does not fit this model; it belongs to another configuration"
+            )
+        counts_on_host = value.dim() == 0 and not owners[parameter].param_groups[0].get("fused")
+        owners[parameter].state[parameter][kind] = (
+            value.clone() if counts_on_host else value.to(parameter.device, copy=True)
+        )
