@@ -1,0 +1,67 @@
+"""`homunculi certify`: is a model causal, and does it decode as it was trained?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command("certify", help="Prove that a model cannot look ahead, and that decoding equals the full forward.")(
+        certify
+    )
+
+
+def certify(
+    subject: Annotated[str, typer.Argument(metavar="ARCHITECTURE-or-RUN")],
+    assignments: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    from ..errors import CheckFailed
+    from ..experiments.certify import certify as certify_model
+    from .terminal import print_result
+
+    model, run = _subject(subject, assignments or [])
+    certificate = certify_model(model, model.config.vocab_size, model.config.max_seq_len)
+    if run is not None:
+        run.write_info({"certificate": certificate.to_json()})
+    if as_json:
+        print_result(json.dumps(certificate.to_json()))
+    else:
+        print_result(_lines(certificate))
+    if not certificate.causal:
+        raise CheckFailed(f"{subject}: not causal; it sees tokens that it should predict")
+    failed = [check.name for check in certificate.checks if not check.passed]
+    if failed:
+        raise CheckFailed(f"{subject}: {', '.join(failed)} failed")
+
+
+def _subject(subject: str, assignments: list[str]) -> tuple[Any, Any]:
+    """A model with random weights of an architecture, or a run's trained one and its folder."""
+    from ..errors import InputError
+    from ..models import names
+    from ..runs.directory import open_run
+    from ..train.loading import load
+    from .architectures import default_model
+
+    if subject in names() and not (Path(subject) / "run.json").exists():
+        return default_model(subject, assignments, vocab_size=256), None
+    if not Path(subject).exists():
+        raise InputError(f"{subject}: neither an architecture ({', '.join(names())}) nor the folder of a run")
+    if assignments:
+        raise InputError(f"{assignments[0]}: a run's settings cannot be changed; leave the assignments out")
+    return load(subject), open_run(subject)
+
+
+def _lines(certificate: Any) -> str:
+    lines = []
+    for check in certificate.checks:
+        mark = "ok  " if check.passed else "FAIL"
+        note = f"  {check.note}" if check.note else ""
+        lines.append(f"{mark} {check.name:<28} {check.value:.2e}  (limit {check.limit:.0e}){note}")
+    lines.append(f"causal: {'yes' if certificate.causal else 'NO'}")
+    lines.append(f"causal in training: {'yes' if certificate.causal_in_training else 'NO'}")
+    return "\n".join(lines)

@@ -1,0 +1,114 @@
+"""`homunculi list`: what there is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Rows = list[dict[str, Any]]
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command("list", help="What there is: architectures, recipes, runs, corpora, settings.")(list_things)
+
+
+def list_things(
+    what: Annotated[str, typer.Argument(help="architectures, recipes, runs, corpora or settings.")] = "",
+    name: Annotated[str, typer.Argument(help="For settings: of which recipe; for runs: under which folder.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    from ..errors import InputError
+    from .terminal import print_result
+
+    if not what:
+        print_result(json.dumps({"list": sorted(LISTS)}) if as_json else "\n".join(sorted(LISTS)))
+        return
+    if what not in LISTS:
+        raise InputError(f"{what}: cannot be listed; there are {', '.join(sorted(LISTS))}")
+    rows = LISTS[what](name)
+    if as_json:
+        print_result(json.dumps({what: rows}))
+    else:
+        _print_table(rows)
+
+
+def _print_table(rows: Rows) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    if not rows:
+        Console().print("none")
+        return
+    table = Table(*rows[0], box=None)
+    for row in rows:
+        table.add_row(*(escape("" if value is None else str(value)) for value in row.values()))
+    Console(soft_wrap=True).print(table)
+
+
+def _architectures(name: str) -> Rows:
+    from ..models import get, names
+
+    rows = []
+    for known in names():
+        described = (get(known).model_type.__doc__ or "").strip().splitlines()
+        rows.append({"name": known, "what": described[0] if described else ""})
+    return rows
+
+
+def _recipes(name: str) -> Rows:
+    import importlib
+
+    from .recipes import recipe_names
+
+    rows = []
+    for known in recipe_names():
+        described = (importlib.import_module(f"homunculi_recipes.{known}").__doc__ or "").strip().splitlines()
+        rows.append({"name": known, "what": described[0] if described else ""})
+    return rows
+
+
+def _runs(name: str) -> Rows:
+    from ..runs.index import find_runs
+
+    rows = []
+    for run in find_runs(Path(name) if name else None):
+        rows.append(
+            {
+                "run": str(run.path),
+                "architecture": run.architecture,
+                "state": run.state,
+                "step": run.step,
+                "steps": run.steps,
+                "val_loss": None if run.val_loss is None else round(run.val_loss, 4),
+                "val_bpb": None if run.val_bpb is None else round(run.val_bpb, 4),
+            }
+        )
+    return rows
+
+
+def _corpora(name: str) -> Rows:
+    from ..text.corpora import known_corpora
+
+    return [{"corpus": spec, "what": what} for spec, what in known_corpora()]
+
+
+def _settings(name: str) -> Rows:
+    from ..settings import fields_of, to_text
+    from .recipes import load_recipe
+
+    config = load_recipe(name or "quickstart")
+    return [{"setting": key, "type": kind, "value": to_text(value)} for key, kind, value, _ in fields_of(config)]
+
+
+LISTS: dict[str, Callable[[str], Rows]] = {
+    "architectures": _architectures,
+    "corpora": _corpora,
+    "recipes": _recipes,
+    "runs": _runs,
+    "settings": _settings,
+}

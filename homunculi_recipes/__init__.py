@@ -1,0 +1,1 @@
+"""Experiments: functions without arguments that return a complete run configuration."""
