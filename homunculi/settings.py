@@ -391,4 +391,4 @@ def _suggestion(given: str, names: Iterable[str]) -> str:
         scores[name] = max(near(given, name.casefold()), near(given, last), 0.9 * near(tail, last))
     best = max(scores.values(), default=0.0)
     nearest = [name for name, score in scores.items() if score == best][:3]
-    return f"; did you mean {' or '.join(nearest)}?" if best >= 0.6 else ""
+    return f"; did you mean {' or '.join(nearest)}?" if best >= 0.55 else ""

@@ -92,9 +92,19 @@ def _runs(name: str) -> Rows:
 
 
 def _corpora(name: str) -> Rows:
-    from ..text.corpora import known_corpora
+    import os
 
-    return [{"corpus": spec, "what": what} for spec, what in known_corpora()]
+    from ..text.generated import WORLDS
+
+    rows = [{"corpus": known, "what": "a generated world"} for known in sorted(WORLDS)]
+    data = os.environ.get("HOMUNCULI_DATA")
+    if data and Path(data).is_dir():
+        folders = sorted(path.name for path in Path(data).iterdir() if path.is_dir())
+        rows += [{"corpus": known, "what": "a folder of HOMUNCULI_DATA"} for known in folders]
+    rows.append({"corpus": "PATH", "what": "a file or folder of .txt, .jsonl, .parquet, also .gz and .xz"})
+    rows.append({"corpus": "hf:NAME[:CONFIG]", "what": "a Hugging Face data set, with the extra `data`"})
+    rows.append({"corpus": "A@0.7,B@0.3", "what": "a mixture of any of these by weight"})
+    return rows
 
 
 def _settings(name: str) -> Rows:

@@ -15,17 +15,18 @@ from ..errors import InputError
 from ..settings import from_json, to_json
 from .registry import get, name_of
 
-FORMAT = "1"
+FORMAT = 1
 
 
 def save_model(model: LanguageModel, folder: Path | str, weights: dict[str, Tensor] | None = None) -> None:
     """Write config.json and model.safetensors into `folder` (of `weights` instead of the model's own if given)."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    described = {"architecture": name_of(model.config)} | to_json(model.config)
+    described = {"format": FORMAT, "architecture": name_of(model.config)} | to_json(model.config)
     (folder / "config.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
     tensors = {name: t.detach().contiguous() for name, t in (weights or model.state_dict()).items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt", "homunculi": FORMAT})
+    # One metadata key only: with two, their order in the file is random and equal weights give different bytes.
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def read_weights(path: Path | str) -> dict[str, Tensor]:
@@ -51,11 +52,14 @@ def load_model(folder: Path | str) -> LanguageModel:
     folder = Path(folder)
     try:
         described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        written = described.pop("format")
         found = get(described.pop("architecture"))
     except FileNotFoundError as error:
         raise InputError(f"{folder}: no config.json here; name the folder of a saved model") from error
     except (ValueError, KeyError, AttributeError) as error:
         raise InputError(f"{folder / 'config.json'}: not the description of a model ({error})") from error
+    if written != FORMAT:
+        raise InputError(f"{folder / 'config.json'}: format {written}, this version reads {FORMAT}; use the newer program")
     model = found.model_type(from_json(found.config_type, described, "model"))
     load_weights(model, read_weights(folder / "model.safetensors"), str(folder / "model.safetensors"))
     return model.eval()
