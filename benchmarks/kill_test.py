@@ -126,12 +126,8 @@ def outcome(folder: Path) -> dict[str, Any]:
         {key: value for key, value in line.items() if not key.startswith("perf/") and key != "seconds"}
         for line in run.metrics()
     ]
-    checkpoints = sorted((folder / "checkpoints").glob("step-*"))
-    files = {
-        f"{path.name}/{name}": file_hash(path / name)
-        for path in checkpoints
-        for name in ("model.safetensors", "optimizer.safetensors", "average.safetensors")
-    }
+    found = sorted((folder / "checkpoints").glob("step-*/*.safetensors"))
+    files = {f"{path.parent.name}/{path.name}": file_hash(path) for path in found}
     hashes = [event.get("stream_hash") for event in run.events() if event.get("kind") == "done"]
     raw = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {"metrics": results, "files": files, "samples": run.samples(), "stream": hashes[-1:], "lines": raw}
