@@ -11,6 +11,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Every reason a test of this suite may be skipped for. Nothing else is skipped.
 SKIPS = {
+    "datasets": "datasets is not installed: pip install 'homunculi[data]' brings it",
+    "transformers": "transformers is not installed: pip install 'homunculi[hf]' brings it",
     "data": "no data folder: set HOMUNCULI_DATA or put the corpora in ../shared/data",
 }
 
