@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "homunculi"
 
-# What a room may import of the package, beside itself and the two files that belong to no room.
+# What a room may import of the package, beside itself and the files that belong to no room.
 ALLOWED = {
     "core": set(),
     "parts": {"core"},
@@ -29,8 +29,8 @@ ALLOWED = {
     "report": {"runs"},
     "web": {"runs", "report"},
 }
-OF_NO_ROOM = {"errors", "settings", ""}
-WITHOUT_TORCH = {"text", "runs", "report", "web", "settings.py", "errors.py"}
+OF_NO_ROOM = {"errors", "files", "settings", ""}
+WITHOUT_TORCH = {"text", "runs", "report", "web", "settings.py", "errors.py", "files.py"}
 CORE_PACKAGES = {"torch", "numpy", "safetensors", "tokenizers", "typer", "rich"}
 # Files over 400 lines or functions over 60, each with the reason at its top.
 LONG: set[str] = set()

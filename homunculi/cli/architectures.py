@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ..core.model import LanguageModel
-from ..models import get
-from ..settings import override
+from homunculi.core.model import LanguageModel
+from homunculi.models import get
+from homunculi.settings import override
 
 
 def default_config(architecture: str, assignments: Sequence[str], vocab_size: int = 1024) -> Any:

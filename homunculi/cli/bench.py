@@ -21,9 +21,9 @@ def bench(
 ) -> None:
     from rich.console import Console
 
-    from ..experiments.bench import run, table
-    from ..train.precision import resolve_device
-    from .terminal import print_result
+    from homunculi.cli.terminal import print_result
+    from homunculi.experiments.bench import run, table
+    from homunculi.train.precision import resolve_device
 
     results: list[dict[str, Any]] = []
 

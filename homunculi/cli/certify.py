@@ -20,9 +20,9 @@ def certify(
     assignments: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    from ..errors import CheckFailed
-    from ..experiments.certify import certify as certify_model
-    from .terminal import print_result
+    from homunculi.cli.terminal import print_result
+    from homunculi.errors import CheckFailed
+    from homunculi.experiments.certify import certify as certify_model
 
     model, run = _subject(subject, assignments or [])
     certificate = certify_model(model, model.config.vocab_size, model.config.max_seq_len)
@@ -41,11 +41,11 @@ def certify(
 
 def _subject(subject: str, assignments: list[str]) -> tuple[Any, Any]:
     """A model with random weights of an architecture, or a run's trained one and its folder."""
-    from ..errors import InputError
-    from ..models import names
-    from ..runs.directory import open_run
-    from ..train.loading import load
-    from .architectures import default_model
+    from homunculi.cli.architectures import default_model
+    from homunculi.errors import InputError
+    from homunculi.models import names
+    from homunculi.runs.directory import open_run
+    from homunculi.train.loading import load
 
     if subject in names() and not (Path(subject) / "run.json").exists():
         return default_model(subject, assignments, vocab_size=256), None

@@ -22,9 +22,9 @@ def diff(
     from rich.markup import escape
     from rich.table import Table
 
-    from ..runs.difference import differences
-    from ..runs.directory import open_run
-    from .terminal import print_result
+    from homunculi.cli.terminal import print_result
+    from homunculi.runs.difference import differences
+    from homunculi.runs.directory import open_run
 
     found = differences(open_run(first).info(), open_run(second).info())
     if as_json:

@@ -16,11 +16,11 @@ def doctor(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    from ..errors import CheckFailed
-    from ..experiments.doctor import examine, to_json
-    from ..runs.directory import runs_root
-    from ..train.precision import resolve_device
-    from .terminal import print_result
+    from homunculi.cli.terminal import print_result
+    from homunculi.errors import CheckFailed
+    from homunculi.experiments.doctor import examine, to_json
+    from homunculi.runs.directory import runs_root
+    from homunculi.train.precision import resolve_device
 
     findings = []
     for finding in examine(resolve_device(device), runs_root()):

@@ -21,8 +21,8 @@ def list_things(
     name: Annotated[str, typer.Argument(help="For settings: of which recipe; for runs: under which folder.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    from ..errors import InputError
-    from .terminal import print_result
+    from homunculi.cli.terminal import print_result
+    from homunculi.errors import InputError
 
     if not what:
         print_result(json.dumps({"list": sorted(LISTS)}) if as_json else "\n".join(sorted(LISTS)))
@@ -51,7 +51,7 @@ def _print_table(rows: Rows) -> None:
 
 
 def _architectures(name: str) -> Rows:
-    from ..models import get, names
+    from homunculi.models import get, names
 
     rows = []
     for known in names():
@@ -63,7 +63,7 @@ def _architectures(name: str) -> Rows:
 def _recipes(name: str) -> Rows:
     import importlib
 
-    from .recipes import recipe_names
+    from homunculi.cli.recipes import recipe_names
 
     rows = []
     for known in recipe_names():
@@ -73,7 +73,7 @@ def _recipes(name: str) -> Rows:
 
 
 def _runs(name: str) -> Rows:
-    from ..runs.index import find_runs
+    from homunculi.runs.index import find_runs
 
     rows = []
     for run in find_runs(Path(name) if name else None):
@@ -94,7 +94,7 @@ def _runs(name: str) -> Rows:
 def _corpora(name: str) -> Rows:
     import os
 
-    from ..text.generated import WORLDS
+    from homunculi.text.generated import WORLDS
 
     rows = [{"corpus": known, "what": "a generated world"} for known in sorted(WORLDS)]
     data = os.environ.get("HOMUNCULI_DATA")
@@ -108,8 +108,8 @@ def _corpora(name: str) -> Rows:
 
 
 def _settings(name: str) -> Rows:
-    from ..settings import fields_of, to_text
-    from .recipes import load_recipe
+    from homunculi.cli.recipes import load_recipe
+    from homunculi.settings import fields_of, to_text
 
     config = load_recipe(name or "quickstart")
     return [{"setting": key, "type": kind, "value": to_text(value)} for key, kind, value, _ in fields_of(config)]

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from ..errors import BAD_INPUT, FAILURE, INTERRUPTED, HomunculiError
+from homunculi.errors import BAD_INPUT, FAILURE, INTERRUPTED, HomunculiError
 
 VERBS = ("train", "resume", "sample", "certify", "report", "bench", "list", "taps", "diff", "doctor")
 

@@ -11,9 +11,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
-from ..settings import override
-from ..train.config import RunConfig
+from homunculi.errors import InputError
+from homunculi.settings import override
+from homunculi.train.config import RunConfig
 
 
 def configured(recipe: str, assignments: Sequence[str]) -> tuple[RunConfig, RunConfig]:

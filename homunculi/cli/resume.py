@@ -16,13 +16,13 @@ def resume(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    from ..errors import InputError
-    from ..runs.directory import RunDirectory, open_run, reopen, state_of
-    from ..train.config import config_from_json
-    from ..train.distributed import world_of_environment
-    from ..train.loop import finished_summary
-    from .terminal import Terminal
-    from .train import finish, go_on
+    from homunculi.cli.terminal import Terminal
+    from homunculi.cli.train import finish, go_on
+    from homunculi.errors import InputError
+    from homunculi.runs.directory import RunDirectory, open_run, reopen, state_of
+    from homunculi.train.config import config_from_json
+    from homunculi.train.distributed import world_of_environment
+    from homunculi.train.loop import finished_summary
 
     directory = open_run(run)
     info = directory.info()

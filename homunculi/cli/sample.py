@@ -23,10 +23,10 @@ def sample(
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    from ..evals.generation import Sampling, continue_text
-    from ..text.tokenizers import load_tokenizer
-    from ..train.loading import load
-    from .terminal import print_result
+    from homunculi.cli.terminal import print_result
+    from homunculi.evals.generation import Sampling, continue_text
+    from homunculi.text.tokenizers import load_tokenizer
+    from homunculi.train.loading import load
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     model = load(run)

@@ -21,10 +21,10 @@ def taps(
     from rich.markup import escape
     from rich.table import Table
 
-    from ..core.catalogue import catalogue
-    from ..core.schedule import show
-    from .architectures import default_model
-    from .terminal import print_result
+    from homunculi.cli.architectures import default_model
+    from homunculi.cli.terminal import print_result
+    from homunculi.core.catalogue import catalogue
+    from homunculi.core.schedule import show
 
     model = default_model(architecture, assignments or [])
     found = catalogue(model)

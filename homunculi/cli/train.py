@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,15 +22,15 @@ def train(
     run: Annotated[Path | None, typer.Option(help="Folder of the run; default: a new one under runs/.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    from ..runs.directory import RunDirectory, claim, new_run_path
-    from ..settings import changed
-    from ..train.config import config_to_json
-    from ..train.distributed import world_of_environment
-    from .recipes import configured
+    from homunculi.cli.recipes import configured
+    from homunculi.runs.directory import RunDirectory, claim, new_run_path
+    from homunculi.settings import changed
+    from homunculi.train.config import config_to_json
+    from homunculi.train.distributed import world_of_environment
 
     config, base = configured(recipe, assignments or [])
     if not config.corpus:
-        from ..errors import InputError
+        from homunculi.errors import InputError
 
         raise InputError("corpus: this recipe needs a text; add corpus=PATH")
     directory = RunDirectory(run or ".")
@@ -40,7 +39,7 @@ def train(
         directory.write_info(
             {
                 "recipe": recipe,
-                "command": shlex.join(["homunculi", *sys.argv[1:]]),
+                "command": shlex.join(["homunculi", "train", recipe, *(assignments or [])]),
                 "overrides": {key: new for key, (_, new) in changed(config, base).items()},
                 "config": config_to_json(config),
             }
@@ -50,15 +49,18 @@ def train(
 
 def go_on(config: Any, directory: Any) -> dict[str, Any]:
     """Train what is left of a run, and write its report however it ends."""
-    from ..report.page import write_report
-    from ..train.distributed import world_of_environment
-    from ..train.loop import train as train_run
-    from .terminal import Quiet, Terminal
+    from homunculi.cli.terminal import Quiet, Terminal
+    from homunculi.errors import Stopped
+    from homunculi.report.page import write_report
+    from homunculi.train.distributed import world_of_environment
+    from homunculi.train.loop import train as train_run
 
     writes = world_of_environment().writes
     reporter = Terminal() if writes else Quiet()
     try:
         return train_run(config, directory, reporter)
+    except Stopped as stopped:
+        raise Stopped(f"{stopped}; homunculi resume {directory.path} goes on", stopped.exit_code) from stopped
     finally:
         reporter.close()
         if writes:
@@ -70,8 +72,8 @@ def go_on(config: Any, directory: Any) -> dict[str, Any]:
 
 def finish(summary: dict[str, Any], as_json: bool) -> None:
     """The last lines: what came out, the report, and last of all the run's path."""
-    from ..train.distributed import world_of_environment
-    from .terminal import print_result
+    from homunculi.cli.terminal import print_result
+    from homunculi.train.distributed import world_of_environment
 
     if not world_of_environment().writes:
         return

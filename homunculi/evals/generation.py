@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..core.cache import Cache
-from ..core.model import LanguageModel
-from ..errors import InputError
+from homunculi.core.cache import Cache
+from homunculi.core.model import LanguageModel
+from homunculi.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..core.model import LanguageModel
+from homunculi.core.model import LanguageModel
 
 
 @dataclass(frozen=True, slots=True)

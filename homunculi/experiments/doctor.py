@@ -7,14 +7,15 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from ..models import build
-from ..runs.files import write_atomic
+from homunculi.models import build
+from homunculi.files import write_atomic
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,8 @@ def examine(device: torch.device, folder: Path) -> Iterator[Finding]:
     yield Finding("versions", True, f"Python {platform.python_version()}, torch {torch.__version__}")
     yield Finding("device", True, _device_name(device))
     for name, test in _TESTS.items():
-        yield _tried(name, lambda test=test: test(device))
-    yield _tried("disk", lambda: _disk(folder))
+        yield _tried(name, partial(test, device))
+    yield _tried("disk", partial(_disk, folder))
 
 
 def to_json(findings: list[Finding]) -> dict[str, Any]:

@@ -13,16 +13,17 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from ..errors import Diverged, Stopped
-from ..evals.generation import Sampling, continue_text
-from ..evals.loss import held_out_loss
-from ..text.batches import validation_windows
-from ..text.tokenizers import byte_lengths
-from .checkpoint import Progress, retain, save_checkpoint
-from .distributed import wait_for_all
-from .feed import Fed
-from .session import Session
-from .step import StepResult, Updater
+from homunculi.errors import PREEMPTED, Diverged, Stopped
+from homunculi.evals.generation import Sampling, continue_text
+from homunculi.evals.loss import held_out_loss
+from homunculi.text.batches import validation_windows
+from homunculi.text.tokenizers import byte_lengths
+from homunculi.train.checkpoint import Progress, retain, save_checkpoint
+from homunculi.train.config import RunConfig
+from homunculi.train.distributed import wait_for_all
+from homunculi.train.feed import Fed
+from homunculi.train.session import Session
+from homunculi.train.step import StepResult, Updater
 
 
 def line_of(session: Session, step: int, result: StepResult) -> dict[str, Any]:
@@ -43,6 +44,12 @@ def isis_due(step: int, every: int, steps: int) -> bool:
 def is_due(step: int, every: int, steps: int) -> bool:
     """Whether something of that period happens after `step`; at the last step everything does."""
     return step == steps or (every > 0 and step % every == 0)
+
+
+def is_anything_due(config: RunConfig, step: int) -> bool:
+    """Whether `after_update` has more to do after `step` than to show progress."""
+    periods = (config.checkpoint_every, config.eval_every, config.sample_every, config.output.log_every)
+    return any(is_due(step, every, config.steps) for every in periods)
 
 
 def after_update(session: Session, progress: Progress) -> None:
@@ -125,12 +132,10 @@ def stop(session: Session, progress: Progress) -> NoReturn:
     if session.world.writes:
         folder = session.run.path / "checkpoints"
         _save(session, folder, progress)
+        session.heartbeat.set(step=progress.step, tokens=progress.last["tokens"])
         session.run.log_event("signal", step=progress.step, exit_code=session.stop_request.exit_code)
     wait_for_all(session.world)
-    code = session.stop_request.exit_code or 75
-    raise Stopped(
-        f"stopped at step {progress.step} after a checkpoint; homunculi resume {session.run.path} goes on", code
-    )
+    raise Stopped(f"stopped at step {progress.step} after a checkpoint", session.stop_request.exit_code or PREEMPTED)
 
 
 def diverge(session: Session, fed: Fed, result: StepResult) -> NoReturn:

@@ -19,11 +19,11 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import InputError
-from ..models.files import load_weights, read_weights, save_model
-from ..runs.files import sync_folder
-from .optim import load_optimizer_tensors, optimizer_tensors
-from .step import Updater
+from homunculi.errors import InputError
+from homunculi.files import sync_folder
+from homunculi.models.files import load_weights, read_weights, save_model
+from homunculi.train.optim import load_optimizer_tensors, optimizer_tensors
+from homunculi.train.step import Updater
 
 _NAME = re.compile(r"step-(\d{8})")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..errors import InputError
-from ..settings import check_range, from_json, to_json
-from ..text.config import TextConfig
+from homunculi.errors import InputError
+from homunculi.settings import check_range, from_json, to_json
+from homunculi.text.config import TextConfig
 
 Precision = Literal["float32", "bf16"]
 
@@ -132,7 +132,7 @@ class RunConfig:
 
 def config_to_json(config: RunConfig) -> dict[str, Any]:
     """`config` as JSON values; the model's group names its architecture."""
-    from ..models import name_of
+    from homunculi.models import name_of
 
     described = to_json(config)
     described["model"] = {"architecture": name_of(config.model)} | described["model"]
@@ -145,7 +145,7 @@ def config_from_json(data: dict[str, Any]) -> RunConfig:
     Raises:
         InputError: a field is missing, unknown or of the wrong type, or the architecture is not installed.
     """
-    from ..models import get
+    from homunculi.models import get
 
     described = dict(data)
     model = described.pop("model", None)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..text.batches import Batches, StreamHash
-from .distributed import World
+from homunculi.text.batches import Batches, StreamHash
+from homunculi.train.distributed import World
 
 
 @dataclass(frozen=True, slots=True)

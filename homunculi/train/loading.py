@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..core.model import LanguageModel
-from ..errors import InputError
-from ..models.files import load_model, load_weights
-from ..runs.directory import open_run
-from .checkpoint import checkpoints, verify, weights_for_use
+from homunculi.core.model import LanguageModel
+from homunculi.errors import InputError
+from homunculi.models.files import load_model, load_weights
+from homunculi.runs.directory import open_run
+from homunculi.train.checkpoint import checkpoints, verify, weights_for_use
 
 
 def load(run: Path | str, step: int | None = None) -> LanguageModel:

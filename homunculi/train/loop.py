@@ -13,20 +13,20 @@ from typing import Any
 
 import torch
 
-from ..errors import DIVERGED, HomunculiError, Stopped
-from ..runs.directory import RunDirectory
-from ..text.batches import Batches
-from .after import after_update, diverge, is_due, line_of, stop
-from .checkpoint import Progress
-from .config import RunConfig
-from .distributed import World, agreed_path, joined, wait_for_all, world_of_environment
-from .feed import Feed
-from .plan import make_plan
-from .precision import resolve_device, set_switches
-from .record import Heartbeat, Record, Silence
-from .session import Reporter, Session, begin, build_model, check_context, prepare_text, with_vocabulary
-from .signals import StopRequest, listening
-from .step import Updater
+from homunculi.errors import DIVERGED, HomunculiError, Stopped
+from homunculi.runs.directory import RunDirectory
+from homunculi.text.batches import Batches
+from homunculi.train.after import after_update, diverge, is_anything_due, is_due, line_of, stop
+from homunculi.train.checkpoint import Progress
+from homunculi.train.config import RunConfig
+from homunculi.train.distributed import World, agreed_path, joined, wait_for_all, world_of_environment
+from homunculi.train.feed import Fed, Feed
+from homunculi.train.plan import make_plan
+from homunculi.train.precision import resolve_device, set_switches
+from homunculi.train.record import Heartbeat, Record, Silence
+from homunculi.train.session import Reporter, Session, begin, build_model, check_context, prepare_text, with_vocabulary
+from homunculi.train.signals import StopRequest, listening
+from homunculi.train.step import PendingResult, Updater
 
 
 def train(config: RunConfig, run: RunDirectory, reporter: Reporter) -> dict[str, Any]:
@@ -128,26 +128,44 @@ class Pace:
 
 
 def _steps(session: Session, feed: Feed, progress: Progress) -> Progress:
-    """All remaining updates, each followed by what is due."""
-    config = session.config
+    """All remaining updates, each followed by what is due.
+
+    What an update measured is read after the next one has been handed to the device, unless it is needed before; so
+    the device never waits for the host.
+    """
     if progress.step:
         after_update(session, progress)
     pace = Pace(progress.seconds)
+    late: tuple[Fed, PendingResult] | None = None
     for fed in feed:
         ids = [part.to(session.device, non_blocking=True) for part in fed.micro_batches]
-        result = session.updater.update(fed.step, ids, bool(session.stop_request))
-        pace.stop()
-        if not result.finite:
-            diverge(session, fed, result)
-        line = line_of(session, fed.step, result)
-        if is_due(fed.step, config.output.log_every, config.steps):
-            line |= pace.read(config.batch_tokens, feed.waited) | {"seconds": round(pace.seconds, 3)}
-        progress = Progress(fed.step, fed.stream_hash, pace.seconds, line)
-        if result.stop:
-            stop(session, progress)
-        after_update(session, progress)
-        pace.start()
+        pending = session.updater.update(fed.step, ids, bool(session.stop_request))
+        stopping = False
+        if late is not None:
+            progress, stopping = _complete(session, feed, pace, *late)
+        late = (fed, pending)
+        # Whether to read now depends on nothing that differs between processes, so that all stop at the same step.
+        if stopping or not session.updater.reads_late or is_anything_due(session.config, fed.step):
+            progress, now_stopping = _complete(session, feed, pace, *late)
+            late = None
+            if stopping or now_stopping:
+                stop(session, progress)
+            after_update(session, progress)
+            pace.start()
     return progress
+
+
+def _complete(session: Session, feed: Feed, pace: Pace, fed: Fed, pending: PendingResult) -> tuple[Progress, bool]:
+    """Read what an update measured: where the run stands after it, and whether some process was asked to stop."""
+    result = pending.read()
+    pace.stop()
+    pace.start()
+    if not result.finite:
+        diverge(session, fed, result)
+    line = line_of(session, fed.step, result)
+    if is_due(fed.step, session.config.output.log_every, session.config.steps):
+        line |= pace.read(session.config.batch_tokens, feed.waited) | {"seconds": round(pace.seconds, 3)}
+    return Progress(fed.step, fed.stream_hash, pace.seconds, line), result.stop
 
 
 def _finish_badly(run: RunDirectory, heartbeat: Heartbeat | Silence, error: BaseException) -> None:

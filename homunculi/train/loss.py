@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..core.model import LanguageModel
+from homunculi.core.model import LanguageModel
 
 IGNORED = -100
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from .config import TrainConfig
+from homunculi.train.config import TrainConfig
 
 
 def lr_factor(step: int, steps: int, config: TrainConfig) -> float:

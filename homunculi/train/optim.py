@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..core.model import LanguageModel
-from ..errors import InputError
-from .config import RunConfig
+from homunculi.core.model import LanguageModel
+from homunculi.errors import InputError
+from homunculi.train.config import RunConfig
 
 
 def build_optimizers(model: LanguageModel, config: RunConfig) -> list[torch.optim.Optimizer]:
@@ -17,7 +17,8 @@ def build_optimizers(model: LanguageModel, config: RunConfig) -> list[torch.opti
     are no token tables go to it, its updates scaled to the size of AdamW's so that one learning rate serves both.
     """
     tables = token_tables(model)
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         to_muon = config.train.optimizer == "muon" and parameter.dim() == 2 and name not in tables
         (matrices if to_muon else rest).append(parameter)
@@ -56,7 +57,7 @@ def set_lr(optimizers: list[torch.optim.Optimizer], lr: float) -> None:
 
 def optimizer_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """All optimiser state as ``{state name}/{parameter name}`` → tensor."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{key}/{names[parameter]}": value.detach()
         for optimizer in optimizers

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from ..core.budget import Budget
-from ..errors import InputError
-from .config import RunConfig
-from .distributed import World
+from homunculi.core.budget import Budget
+from homunculi.errors import InputError
+from homunculi.train.config import RunConfig
+from homunculi.train.distributed import World
 
 _SPARE_BYTES = 64 * 2**20  # metrics, samples, report, tokenizer
 
@@ -110,6 +110,7 @@ def describe(config: RunConfig, plan: Plan, budget: Budget, facts: dict[str, Any
     def when(every: int) -> str:
         return f"every {every} steps and at the end" if every else "at the end"
 
+    n_tokens = facts["n_tokens"]
     params = (
         f"{budget.parameters:,} stored, {budget.non_embedding_parameters:,} without token tables "
         f"({budget.embedding_parameters:,}), {budget.executed_parameters:,} executed a token"
@@ -118,7 +119,7 @@ def describe(config: RunConfig, plan: Plan, budget: Budget, facts: dict[str, Any
         f"parameters   {params}",
         f"cost         {budget.flops_per_token / 1e6:,.1f} MFLOP a token forward, "
         f"{budget.cache_bytes_per_token:,} bytes of cache a token",
-        f"data         {config.corpus}: {facts['n_tokens']['train']:,} tokens to train on, {facts['n_tokens']['val']:,} held out",
+        f"data         {config.corpus}: {n_tokens['train']:,} tokens to train on, {n_tokens['val']:,} held out",
         f"steps        {config.steps:,} × {config.batch_tokens:,} tokens = {plan.tokens:,} ({plan.epochs:.2f} epochs), "
         f"{plan.n_sequences} sequences of {plan.seq_len}" + (f" in {plan.n_micro} parts" if plan.n_micro > 1 else ""),
         f"evaluate     {when(config.eval_every)}; sample {when(config.sample_every)}",

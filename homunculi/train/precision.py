@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ..core.model import LanguageModel
-from ..errors import InputError
-from .config import RunConfig
+from homunculi.core.model import LanguageModel
+from homunculi.errors import InputError
+from homunculi.train.config import RunConfig
 
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:

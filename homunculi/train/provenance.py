@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .. import __version__
+from homunculi import __version__
 
 
 def provenance(device: torch.device) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import threading
 import time
 from typing import Any
 
-from ..runs.directory import RunDirectory
+from homunculi.runs.directory import RunDirectory
 
 HEARTBEAT_SECONDS = 10.0
 

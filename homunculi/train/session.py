@@ -7,22 +7,22 @@ from typing import Any, Protocol
 
 import torch
 
-from ..core.budget import Budget
-from ..core.model import LanguageModel
-from ..errors import InputError
-from ..models import get, name_of
-from ..runs.directory import RunDirectory
-from ..text.batches import Batches, validation_windows
-from ..text.shards import TokenisedText, prepare
-from .checkpoint import Progress, latest_whole, restore
-from .config import RunConfig
-from .distributed import World, wait_for_all
-from .plan import Plan, check_disk, describe
-from .precision import set_compute_dtype
-from .provenance import provenance
-from .record import Heartbeat, Record, Silence
-from .signals import StopRequest
-from .step import Updater
+from homunculi.core.budget import Budget
+from homunculi.core.model import LanguageModel
+from homunculi.errors import InputError
+from homunculi.models import get, name_of
+from homunculi.runs.directory import RunDirectory
+from homunculi.text.batches import Batches, validation_windows
+from homunculi.text.shards import TokenisedText, prepare
+from homunculi.train.checkpoint import Progress, latest_whole, restore
+from homunculi.train.config import RunConfig
+from homunculi.train.distributed import World, wait_for_all
+from homunculi.train.plan import Plan, check_disk, describe
+from homunculi.train.precision import set_compute_dtype
+from homunculi.train.provenance import provenance
+from homunculi.train.record import Heartbeat, Record, Silence
+from homunculi.train.signals import StopRequest
+from homunculi.train.step import Updater
 
 
 class Reporter(Protocol):

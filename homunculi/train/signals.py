@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from ..errors import INTERRUPTED, PREEMPTED, TERMINATED
+from homunculi.errors import INTERRUPTED, PREEMPTED, TERMINATED
 
 
 class StopRequest:

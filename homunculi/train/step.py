@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from ..core.model import LanguageModel
-from .config import RunConfig
-from .distributed import World, parallel, total
-from .loss import TrainingLoss
-from .lr import lr_factor
-from .optim import build_optimizers, set_lr
+from homunculi.core.model import LanguageModel
+from homunculi.train.config import RunConfig
+from homunculi.train.distributed import World, parallel, total
+from homunculi.train.loss import TrainingLoss
+from homunculi.train.lr import lr_factor
+from homunculi.train.optim import build_optimizers, set_lr
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,7 @@ class StepResult:
     """What one update measured, over all processes.
 
     Attributes:
+        step: counted from 1.
         loss: mean cross-entropy in nats a token.
         grad_norm: norm of the gradient before clipping.
         terms: the architecture's own loss terms by name.
@@ -29,6 +32,7 @@ class StepResult:
         stop: some process was asked to stop.
     """
 
+    step: int
     loss: float
     grad_norm: float
     terms: dict[str, float]
@@ -40,8 +44,31 @@ class StepResult:
         return all(map(math.isfinite, (self.loss, self.grad_norm, *self.terms.values())))
 
 
+class PendingResult:
+    """A `StepResult` that may still be on its way from the device."""
+
+    def __init__(self, step: int, measured: Tensor, names: list[str], lr: float) -> None:
+        self.step, self.names, self.lr = step, names, lr
+        self._host, self._arrived = measured, None
+        if measured.is_cuda:
+            self._host = torch.empty(measured.shape, dtype=measured.dtype, pin_memory=True)
+            self._host.copy_(measured, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def read(self) -> StepResult:
+        """Wait for the update to be finished, and return what it measured."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        loss, norm, stop, *terms = self._host.tolist()
+        return StepResult(self.step, loss, norm, dict(zip(self.names, terms, strict=True)), self.lr, stop > 0)
+
+
 class Updater:
     """Holds what an update needs: the loss module (compiled or not), the optimisers, the mean of the weights.
+
+    Where `reads_late` is true, the device itself skips updates that are not finite, so that the next update may be
+    handed to it before the result of one is read.
 
     Args:
         model: the model to train, on `device`.
@@ -69,22 +96,28 @@ class Updater:
         self.eager = TrainingLoss(model, config.train.loss_chunks, separator)
         self.on_fallback = on_fallback
         self.compiled = self._wants_compilation()
-        loss = torch.compile(self.eager, dynamic=False) if self.compiled else self.eager
+        loss = cast(nn.Module, torch.compile(self.eager, dynamic=False)) if self.compiled else self.eager
         self.loss: nn.Module = parallel(loss, world, device)
+        # Only fused AdamW can skip an update by a flag on the device, and only there is waiting for it expensive.
+        self.reads_late = device.type == "cuda" and not self.average and len(self.optimizers) == 1
+        self._broken = torch.zeros((), dtype=torch.bool, device=device)
 
     def _wants_compilation(self) -> bool:
         wish = self.config.compile
         return wish == "on" or (wish == "auto" and self.device.type == "cuda")
 
-    def update(self, step: int, micro_batches: list[Tensor], stop: bool) -> StepResult:
-        """Take update `step`, counted from 1, unless something is not finite; then weights stay as they are.
+    def update(self, step: int, micro_batches: list[Tensor], stop: bool) -> PendingResult:
+        """Take update `step`, counted from 1, unless something is not finite: then this one and all later ones leave
+        the weights as they are.
 
         Dropout draws from a generator seeded by (seed, step, process): no state to save, and a resumed run draws the
         same.
         """
         torch.manual_seed(_mix(self.config.seed, step, self.world.rank))
-        self.model.train()
-        self._clear_gradients()
+        if not self.model.training:
+            self.model.train()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         losses: list[Tensor] = []
         terms: dict[str, Tensor] = {}
         for i, ids in enumerate(micro_batches):
@@ -92,17 +125,44 @@ class Updater:
             losses.append(loss)
             for name, value in named.items():
                 terms[name] = terms.get(name, 0.0) + value / len(micro_batches)
-        result = self._measure(step, torch.stack(losses).mean(), terms, stop)
-        if result.finite:
-            set_lr(self.optimizers, result.lr)
-            for optimizer in self.optimizers:
-                optimizer.step()
-            self._average()
-        return result
+        loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+        shared = torch.stack([loss, torch.full_like(loss, float(stop)), *terms.values()])
+        loss, stopped, *shared_terms = (total(shared, self.world) / self.world.size).unbind()
+        norm = self._gradient_norm()
+        measured = torch.stack([loss, norm, stopped, *shared_terms])
+        lr = self.config.lr * lr_factor(step, self.config.steps, self.config.train)
+        pending = PendingResult(step, measured, list(terms), lr)
+        set_lr(self.optimizers, lr)
+        if self.reads_late:
+            self._step_on_device(measured, norm)
+        elif pending.read().finite:
+            self._step_from_host(norm)
+        return pending
+
+    def _gradient_norm(self) -> Tensor:
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+    def _step_on_device(self, measured: Tensor, norm: Tensor) -> None:
+        """Let the fused kernel clip and skip, so that the host need not wait for the device before the next update."""
+        self._broken.logical_or_(~measured.isfinite().all())
+        clip = self.config.train.clip
+        for optimizer in self.optimizers:
+            optimizer.grad_scale = (norm / clip).clamp(min=1.0) if clip else None  # type: ignore[attr-defined]
+            optimizer.found_inf = self._broken.float()  # type: ignore[attr-defined]
+            optimizer.step()
+
+    def _step_from_host(self, norm: Tensor) -> None:
+        clip = self.config.train.clip
+        if clip:
+            torch.nn.utils.clip_grads_with_norm_(list(self.model.parameters()), clip, norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self._average()
 
     def _backward(self, ids: Tensor, n_micro: int, last: bool) -> tuple[Tensor, dict[str, Tensor]]:
         if self.world.size > 1 and not last:
-            with self.loss.no_sync():
+            with cast(DistributedDataParallel, self.loss).no_sync():
                 return self._backward_here(ids, n_micro)
         return self._backward_here(ids, n_micro)
 
@@ -124,20 +184,6 @@ class Updater:
             self.loss = parallel(self.eager, self.world, self.device)
             self.on_fallback(f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}")
             return self.loss(ids)
-
-    def _clear_gradients(self) -> None:
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-
-    def _measure(self, step: int, loss: Tensor, terms: dict[str, Tensor], stop: bool) -> StepResult:
-        """Clip, and bring what was measured to the host in one transfer."""
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.clip_grad_norm_(parameters, self.config.train.clip or math.inf, foreach=True)
-        shared = torch.stack([loss, *terms.values(), torch.full_like(loss, float(stop))])
-        shared = total(shared, self.world) / self.world.size
-        loss_value, *term_values, stop_value = shared.tolist()
-        lr = self.config.lr * lr_factor(step, self.config.steps, self.config.train)
-        return StepResult(loss_value, norm.item(), dict(zip(terms, term_values, strict=True)), lr, stop_value > 0)
 
     @torch.no_grad()
     def _average(self) -> None:

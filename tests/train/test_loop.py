@@ -105,7 +105,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(tiny: RunConfig)
     updater = step.Updater(model, config, None, World(), torch.device("cpu"), lambda reason: None)
     model.blocks[0].attn.o.weight.register_hook(lambda gradient: gradient * float("inf"))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    result = updater.update(1, [torch.randint(0, 257, (2, 33))], stop=False)
+    result = updater.update(1, [torch.randint(0, 257, (2, 33))], stop=False).read()
     assert math.isfinite(result.loss) and not result.finite
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
