@@ -111,7 +111,7 @@ def begin(session: Session, switches: dict[str, Any]) -> Progress:
 
     def on_damage(text: str) -> None:
         reporter.message(text)
-        run.log_event("warning", text=text)
+        run.log_event("warning", text=text.replace(f"{run.path}/", ""))  # a run holds no path of its machine
 
     if session.world.writes:
         known = run.info().get("data", {}).get("data_hash")
