@@ -62,6 +62,7 @@ def _lines(certificate: Any) -> str:
         mark = "ok  " if check.passed else "FAIL"
         note = f"  {check.note}" if check.note else ""
         lines.append(f"{mark} {check.name:<28} {check.value:.2e}  (limit {check.limit:.0e}){note}")
+    lines += [f"note {note}" for note in certificate.notes]
     lines.append(f"causal: {'yes' if certificate.causal else 'NO'}")
     lines.append(f"causal in training: {'yes' if certificate.causal_in_training else 'NO'}")
     return "\n".join(lines)

@@ -59,7 +59,9 @@ def load_model(folder: Path | str) -> LanguageModel:
     except (ValueError, KeyError, AttributeError) as error:
         raise InputError(f"{folder / 'config.json'}: not the description of a model ({error})") from error
     if written != FORMAT:
-        raise InputError(f"{folder / 'config.json'}: format {written}, this version reads {FORMAT}; use the newer program")
+        raise InputError(
+            f"{folder / 'config.json'}: format {written}, this version reads {FORMAT}; use the newer program"
+        )
     model = found.model_type(from_json(found.config_type, described, "model"))
     load_weights(model, read_weights(folder / "model.safetensors"), str(folder / "model.safetensors"))
     return model.eval()

@@ -7,7 +7,7 @@ Legend: B batch, T positions, S positions attended to, D width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -118,7 +118,15 @@ class Block(nn.Module):
         return taps("resid_post", x_BTD)
 
 
-@architecture("gpt", Config)
+CONTRACT_CONFIGS: tuple[dict[str, Any], ...] = (
+    {"n_blocks": 3},
+    {"n_blocks": 2, "activation": "gelu", "n_kv_heads": 2, "tied": False},
+    {"n_blocks": 2, "activation": "relu2", "qk_norm": True, "d_head": 6},
+    {"n_blocks": 2, "n_heads": 4, "n_kv_heads": 1, "d_mlp": 40, "dropout": 0.1},
+)
+
+
+@architecture("gpt", Config, variants=CONTRACT_CONFIGS)
 class GPT(LanguageModel):
     """The plain transformer.
 

@@ -26,16 +26,21 @@ class Architecture:
         config_type: frozen dataclass that describes a model.
         model_type: the `LanguageModel` built from it.
         exemptions: contract checks it does not pass, by name, each with the reason.
+        variants: fields of small configurations that the contract suite tests, beside sizes that it sets by itself.
     """
 
     name: str
     config_type: type[Any]
     model_type: type[LanguageModel]
     exemptions: Mapping[str, str] = field(default_factory=dict)
+    variants: tuple[Mapping[str, Any], ...] = ({},)
 
 
 def architecture(
-    name: str, config: type[Any], exemptions: Mapping[str, str] | None = None
+    name: str,
+    config: type[Any],
+    exemptions: Mapping[str, str] | None = None,
+    variants: tuple[Mapping[str, Any], ...] = ({},),
 ) -> Callable[[type[LanguageModel]], type[LanguageModel]]:
     """Class decorator that registers a model under `name`.
 
@@ -47,7 +52,7 @@ def architecture(
         known = _REGISTERED.get(name)
         if known is not None and known.model_type.__qualname__ != model_type.__qualname__:
             raise ValueError(f"architecture {name!r} is registered twice: {known.model_type} and {model_type}")
-        _REGISTERED[name] = Architecture(name, config, model_type, dict(exemptions or {}))
+        _REGISTERED[name] = Architecture(name, config, model_type, dict(exemptions or {}), variants)
         return model_type
 
     return register

@@ -1,0 +1,200 @@
+"""Certification: does a language model compute what a causal language model may compute?
+
+Any module or plain function from token ids (B, T) to logits (B, T, V) can be asked; checks that cannot apply to it are
+left out. Causality is asked of a private float64 copy with perturbed parameters (see `subject`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from homunculi.core.budget import Budget
+from homunculi.core.model import LanguageModel
+from homunculi.errors import InputError
+from homunculi.experiments.causality import check_gradients, check_prefixes, check_token_edits, token_edits
+from homunculi.experiments.certificate import Certificate, Check
+from homunculi.experiments.invariance import (
+    check_batch,
+    check_cached_decoding,
+    check_calls,
+    check_determinism,
+    check_neutral_start,
+    check_state,
+)
+from homunculi.experiments.subject import Subject, first_line, prepared, same_random_state
+from homunculi.models import build, get
+
+__all__ = ["Certificate", "Check", "certify", "certify_architecture"]
+
+SECONDS = 30.0  # what a certificate should take
+SLOW = 0.2  # seconds of a forward from which on less is asked
+SHORT = 128  # tokens at which a slow model is asked for all but causality
+DEFAULT_VOCAB = 64
+DEFAULT_CONTEXT = 128
+
+_CAUSALITY = {"token_edits", "gradients", "prefix_consistency"}
+_CAUSALITY_IN_TRAINING = {"token_edits_training", "gradients_training"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Effort:
+    """How much is asked, by how long a forward takes. Causality is always asked at the full context.
+
+    Attributes:
+        n_edits: token edits in each mode.
+        n_cuts: places where gradients are looked at.
+        context: tokens of all other checks.
+    """
+
+    n_edits: int
+    n_cuts: int
+    context: int
+
+    @classmethod
+    def affordable(cls, seconds: float, context: int) -> _Effort:
+        slow = seconds > SLOW
+        other_checks = 20 if slow else 35  # what they cost, in evaluating forwards of one row
+        edits = int((SECONDS / max(seconds, 1e-6) - other_checks) / 2)
+        return cls(min(24, max(4, edits)), 1 if slow else 2, min(context, SHORT) if slow else context)
+
+
+def certify(model: Callable[..., Any], vocab_size: int, context: int, *, seed: int = 0) -> Certificate:
+    """Certify a module or function from token ids (B, T) to logits (B, T, V).
+
+    A difference counts from 1e-9 on, relative to the logits, where float64 is possible throughout; from 1e-4 where
+    float32 appears; from 3e-2 below that. `causal` is the verdict of token edits, gradients and prefixes in evaluation
+    mode, `causal_in_training` that of token edits and gradients in training mode with equal random draws (a plain
+    function has one mode). The model, its mode and torch's random generators are left as they were.
+
+    Caches are checked where the model has ``new_cache`` and takes ``cache=`` as `LanguageModel` says. An architecture
+    whose modulation starts neutral declares it by a method ``neutral_twin()``: a model with the same weights that
+    leaves all modulation out. Freshly built, both must give the same bits.
+
+    Args:
+        model: may return an object with ``.logits``. A module is copied; a function is taken as it is.
+        vocab_size: ids are drawn below it.
+        context: tokens of the sequences that are tried.
+        seed: of tokens, perturbation and random draws.
+
+    Raises:
+        InputError: vocabulary or context below 2, or the model does not turn such ids into logits.
+    """
+    for name, value in (("vocab_size", vocab_size), ("context", context)):
+        if value < 2:
+            raise InputError(f"certify: {name}={value}, needs at least 2")
+    model = getattr(model, "_orig_mod", model)  # what a compiled module was made of
+    generator = torch.Generator().manual_seed(seed)
+    rows_BT = torch.randint(vocab_size, (3, context), generator=generator)
+    notes: list[str] = []
+    with prepared(model, rows_BT[:1], seed, notes) as subject:
+        session = _Session(subject, rows_BT, vocab_size, generator, notes)
+        checks = tuple(session.run())
+    passed = {check.name: check.passed for check in checks}
+    causal = all(passed[name] for name in _CAUSALITY if name in passed)
+    in_training = [passed[name] for name in _CAUSALITY_IN_TRAINING if name in passed]
+    trains = bool(in_training) and all(in_training) if subject.module is not None else causal
+    return Certificate(causal, trains, checks, _budget(model, context), tuple(notes))
+
+
+@dataclass(slots=True)
+class _Session:
+    """The checks of one subject, in order."""
+
+    subject: Subject
+    rows_BT: Tensor
+    vocab_size: int
+    generator: torch.Generator
+    notes: list[str]
+
+    def run(self) -> Iterator[Check]:
+        subject, context = self.subject, self.rows_BT.shape[1]
+        effort = _Effort.affordable(subject.seconds(self.rows_BT[:1]), context)
+        rows_BT = self.rows_BT[:, : effort.context]
+        if effort.context < context:
+            self.notes.append(f"a slow model: all but causality checked at {effort.context} tokens")
+        yield from self._edits_and_gradients(effort)
+        deterministic = self._try("determinism", lambda: check_determinism(subject, rows_BT[:1]))
+        yield from deterministic
+        yield from self._try("call_independence", lambda: check_calls(subject, rows_BT))
+        if subject.module is not None:
+            yield from self._try("state_unchanged", lambda: check_state(subject, rows_BT[:1]))
+        if all(check.passed for check in deterministic):
+            yield from self._across_shapes(rows_BT)
+        else:
+            self.notes.append("draws at random in evaluation: prefixes, batches and caches cannot be compared")
+        if hasattr(subject.module, "neutral_twin"):
+            yield from self._try("neutral_start", self._neutral_start)
+
+    def _edits_and_gradients(self, effort: _Effort) -> Iterator[Check]:
+        subject, ids_BT, generator = self.subject, self.rows_BT[:1], self.generator
+        context = ids_BT.shape[1]
+        edits = token_edits(ids_BT, self.vocab_size, effort.n_edits, generator)
+        cuts = sorted({min(context // 2 + 1, context - 1), 1}, reverse=True)[: effort.n_cuts]
+        for name, training in (("", False), ("_training", True))[: 2 if subject.module is not None else 1]:
+            yield from self._try(
+                f"token_edits{name}", partial(check_token_edits, subject, ids_BT, edits, training=training)
+            )
+            yield from self._try(
+                f"gradients{name}", partial(check_gradients, subject, ids_BT, cuts, generator, training=training)
+            )
+
+    def _across_shapes(self, rows_BT: Tensor) -> Iterator[Check]:
+        """What compares forwards of different shapes, whose random draws would differ."""
+        subject, context = self.subject, self.rows_BT.shape[1]
+        lengths = sorted({1, 2, context // 2 + 1, context - 1} - {context})
+        yield from self._try("prefix_consistency", lambda: check_prefixes(subject, self.rows_BT[:1], lengths))
+        yield from self._try("batch_independence", lambda: check_batch(subject, rows_BT))
+        if hasattr(subject.module, "new_cache"):
+            yield from self._try("cached_decoding", lambda: check_cached_decoding(subject, rows_BT[:2]))
+
+    def _try(self, name: str, check: Callable[[], Check | list[Check] | None]) -> list[Check]:
+        """What a check finds. An error fails it for a model of ours; another model's check is left out, with a note."""
+        try:
+            found = check()
+        except Exception as error:
+            if isinstance(self.subject.module, LanguageModel):
+                return [Check.of(name, float("inf"), self.subject.limit, first_line(error))]
+            self.notes.append(f"{name} left out: {first_line(error)}")
+            return []
+        if found is None:
+            return []
+        return found if isinstance(found, list) else [found]
+
+    def _neutral_start(self) -> Check:
+        """Of a model built anew: training moves modulation away from neutral."""
+        given: Any = self.subject.module
+        fresh = type(given)(given.config)
+        model, twin = (Subject(m, m, wide=False, seed=self.subject.seed) for m in (fresh, fresh.neutral_twin()))
+        return check_neutral_start(model, twin, self.rows_BT[:1])
+
+
+def _budget(model: Any, context: int) -> Budget | None:
+    return model.budget(context) if isinstance(model, LanguageModel) else None
+
+
+def certify_architecture(name: str, *, seed: int = 0, **config: Any) -> Certificate:
+    """Certify a freshly built model of a registered architecture, at the full context of its configuration.
+
+    Args:
+        name: the architecture.
+        seed: as in `certify`, and of the weights.
+        config: fields of its configuration. Left out, `vocab_size` is 64 and `max_seq_len` is 128.
+
+    Raises:
+        InputError: unknown architecture or field, or a value out of range.
+    """
+    known = {field.name for field in fields(get(name).config_type)}
+    small = {"vocab_size": DEFAULT_VOCAB, "max_seq_len": DEFAULT_CONTEXT}
+    config = {field: value for field, value in small.items() if field in known} | config
+    with same_random_state():
+        torch.manual_seed(seed)
+        model = build(name, **config)
+    vocab_size = getattr(model.config, "vocab_size", DEFAULT_VOCAB)
+    context = getattr(model.config, "max_seq_len", DEFAULT_CONTEXT)
+    return certify(model, vocab_size, context, seed=seed)

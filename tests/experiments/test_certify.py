@@ -1,0 +1,219 @@
+"""A certificate finds every fault that was built in, under its name, and raises no alarm for honest models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import toys
+from torch import Tensor, nn
+from toys import CONTEXT, VOCAB
+
+import homunculi
+from homunculi.errors import InputError
+from homunculi.experiments.certificate import Certificate, Check
+from homunculi.experiments.certify import certify, certify_architecture
+from homunculi.experiments.subject import Subject
+from homunculi.models import build
+
+EVERYWHERE = {"token_edits", "gradients", "token_edits_training", "gradients_training", "prefix_consistency"}
+# Model, the checks that must fail (and no other), causal, causal in training.
+FAULTS = [
+    (toys.MeanPooling, EVERYWHERE, False, False),
+    (toys.ReversedMask, EVERYWHERE, False, False),
+    (toys.TopKAlongSequence, EVERYWHERE - {"gradients", "gradients_training"}, False, False),
+    (toys.OneAhead, EVERYWHERE, False, False),
+    (toys.InsideChunks, EVERYWHERE, False, False),
+    (toys.BehindZero, EVERYWHERE, False, False),
+    (toys.BelowFloat32, EVERYWHERE, False, False),
+    (toys.BesideHugeLogits, EVERYWHERE, False, False),
+    (toys.LeaksInTraining, {"token_edits_training", "gradients_training"}, True, False),
+    (toys.BatchNormalised, {"token_edits_training", "gradients_training"}, True, False),
+    (toys.LengthNormaliser, {"prefix_consistency"}, False, True),
+    (toys.BatchCoupled, {"batch_independence"}, True, True),
+    (toys.RowsInLine, {"batch_independence"}, True, True),
+    (toys.Noisy, {"determinism"}, True, True),
+    (toys.Counting, {"state_unchanged"}, True, True),
+]
+HONEST = [toys.Toy, toys.Recurrent, toys.FrozenMask, toys.Uncopyable, toys.OnlyFloat32, toys.FloatInside]
+
+
+def seeded(make: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return make()
+
+
+def failures(certificate: Certificate) -> set[str]:
+    return {check.name for check in certificate.failed}
+
+
+@pytest.mark.parametrize(("make", "expected", "causal", "in_training"), FAULTS)
+def test_fault_is_found_under_its_name(
+    make: Callable[[], nn.Module], expected: set[str], causal: bool, in_training: bool
+) -> None:
+    certificate = certify(seeded(make), VOCAB, CONTEXT)
+    assert failures(certificate) == expected
+    assert (certificate.causal, certificate.causal_in_training) == (causal, in_training)
+    assert all(check.note for check in certificate.failed)
+
+
+def test_a_model_that_remembers_earlier_calls_is_found() -> None:
+    assert "call_independence" in failures(certify(seeded(toys.Remembering), VOCAB, CONTEXT))
+
+
+def test_chance_in_evaluation_is_no_leak_but_a_failed_check() -> None:
+    certificate = certify(seeded(toys.Noisy), VOCAB, CONTEXT)
+    assert certificate.causal and failures(certificate) == {"determinism"}
+    assert "draws at random" in certificate.notes[0]
+
+
+def test_a_model_that_refuses_some_lengths_is_compared_at_the_others() -> None:
+    certificate = certify(seeded(toys.EvenLengthsOnly), VOCAB, CONTEXT)
+    prefix = next(check for check in certificate.checks if check.name == "prefix_consistency")
+    assert prefix.passed and "does not take 1" in prefix.note
+
+
+@pytest.mark.parametrize("make", HONEST)
+def test_honest_module_raises_no_alarm(make: Callable[[], nn.Module]) -> None:
+    certificate = certify(seeded(make), VOCAB, CONTEXT)
+    assert certificate.causal and certificate.causal_in_training and not certificate.failed
+    assert {check.name for check in certificate.checks} > EVERYWHERE
+
+
+def test_gpt_with_dropout_raises_no_alarm_and_tells_its_budget() -> None:
+    certificate = certify_architecture("gpt", d_model=32, n_blocks=2, n_kv_heads=2, max_seq_len=CONTEXT, dropout=0.2)
+    assert certificate.causal and certificate.causal_in_training and not certificate.failed
+    assert {"cached_decoding", "ragged_decoding"} < {check.name for check in certificate.checks}
+    model = build("gpt", vocab_size=64, d_model=32, n_blocks=2, n_kv_heads=2, max_seq_len=CONTEXT)
+    assert certificate.budget == model.budget(CONTEXT)
+
+
+def test_plain_function_has_only_the_checks_that_apply() -> None:
+    certificate = certify(toys.bigram, VOCAB, CONTEXT)
+    assert certificate.causal and certificate.causal_in_training and not certificate.failed
+    applicable = {"token_edits", "gradients", "prefix_consistency", "batch_independence", "determinism"}
+    assert {check.name for check in certificate.checks} == applicable | {"call_independence"}
+    assert certificate.budget is None
+
+
+def test_leaky_function_is_found_without_an_embedding() -> None:
+    certificate = certify(toys.bag_of_words, VOCAB, CONTEXT)
+    assert not certificate.causal and not certificate.causal_in_training
+    assert "gradients" not in {check.name for check in certificate.checks}
+
+
+def test_a_function_that_ignores_its_input_is_causal_and_told_so() -> None:
+    certificate = certify(toys.constant, VOCAB, CONTEXT)
+    assert certificate.causal
+    assert "ignores its input" in certificate.checks[0].note
+
+
+def test_leak_is_found_in_a_compiled_module() -> None:
+    leaky = torch.compile(seeded(toys.MeanPooling), backend="eager")
+    assert failures(certify(leaky, VOCAB, CONTEXT)) == EVERYWHERE
+
+
+@pytest.mark.parametrize("wrap", [lambda x: {"logits": x}, lambda x: SimpleNamespace(logits=x), lambda x: (x, None)])
+def test_logits_may_come_inside_an_object(wrap: Callable[[Tensor], Any]) -> None:
+    assert certify(lambda ids: wrap(toys.bigram(ids)), VOCAB, CONTEXT).causal
+    assert not certify(lambda ids: wrap(toys.bag_of_words(ids)), VOCAB, CONTEXT).causal
+
+
+def test_shortest_context_is_certified() -> None:
+    assert certify(seeded(toys.Toy), 2, 2).causal
+    assert not certify(seeded(toys.MeanPooling), 2, 2).causal
+    assert not certify_architecture("gpt", d_model=16, n_blocks=1, n_heads=2, max_seq_len=2).failed
+
+
+@pytest.mark.parametrize("make", [toys.Recurrent, toys.Uncopyable, toys.LeakyUncopyable, toys.BatchNormalised])
+def test_model_mode_and_random_state_are_left_alone(make: Callable[[], nn.Module]) -> None:
+    model = seeded(make)
+    model.get_submodule("out").eval()
+    next(model.parameters()).requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modes = [part.training for part in model.modules()]
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    random_state = torch.get_rng_state()
+    certify(model, VOCAB, CONTEXT)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert torch.get_default_dtype() == torch.float32
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert [part.training for part in model.modules()] == modes
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
+
+
+def test_what_could_not_be_done_as_usual_is_noted() -> None:
+    in_place = certify(seeded(toys.LeakyUncopyable), VOCAB, CONTEXT)
+    assert "cannot be copied" in in_place.notes[0] and failures(in_place) == EVERYWHERE
+    narrow = certify(seeded(toys.OnlyFloat32), VOCAB, CONTEXT)
+    assert "float32 only" in narrow.notes[0]
+    assert narrow.checks[0].limit == 1e-4
+    assert certify(seeded(toys.FloatInside), VOCAB, CONTEXT).checks[0].limit == 1e-9
+
+
+def test_a_slow_model_is_asked_less_but_at_the_full_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+    monkeypatch.setattr(Subject, "seconds", lambda self, ids: 5.0)
+    watched = seeded(toys.Recurrent)
+    watched.register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
+    certificate = certify(watched, VOCAB, 160)
+    assert certificate.causal and "slow" in certificate.notes[0]
+    assert lengths.count(160) < 30
+    assert max(lengths) == 160 and 128 in lengths
+
+
+@pytest.mark.parametrize(
+    ("call", "vocab_size", "context", "message"),
+    [
+        (toys.bigram, 1, 8, "vocab_size=1"),
+        (toys.bigram, VOCAB, 1, "context=1"),
+        (toys.bigram, 50, 40, "fails on ids"),
+        (lambda ids: toys.bigram(ids)[:, -1], VOCAB, 8, "expected logits"),
+        (lambda ids: "text", VOCAB, 8, "expected logits"),
+        (lambda ids: toys.bigram(ids)[:, -1:], VOCAB, 8, "expected logits"),
+    ],
+)
+def test_what_is_no_language_model_is_refused_in_one_line(
+    call: Callable[[Tensor], Any], vocab_size: int, context: int, message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        certify(call, vocab_size, context)
+    assert "\n" not in str(error.value)
+
+
+def test_context_beyond_the_model_is_refused_in_one_line() -> None:
+    model = build("gpt", vocab_size=VOCAB, d_model=16, n_blocks=1, n_heads=2, max_seq_len=8)
+    with pytest.raises(InputError, match=r"max_seq_len=8$"):
+        certify(model, VOCAB, 9)
+
+
+def test_architecture_errors_name_the_field() -> None:
+    with pytest.raises(InputError, match="gtp"):
+        certify_architecture("gtp")
+    with pytest.raises(InputError, match="n_layers"):
+        certify_architecture("gpt", n_layers=2)
+
+
+def test_json_holds_verdicts_and_checks() -> None:
+    certificate = certify_architecture("gpt", d_model=16, n_blocks=1, n_heads=2, max_seq_len=8)
+    shown = json.loads(json.dumps(certificate.to_json(), allow_nan=False))
+    assert shown["causal"] is True and shown["causal_in_training"] is True
+    assert all({"name", "passed", "value", "limit"} <= check.keys() for check in shown["checks"])
+    assert shown["budget"]["parameters"] == certificate.budget.parameters
+    broken = Certificate(False, False, (Check.of("token_edits", float("nan"), 1e-9),))
+    shown = json.loads(json.dumps(broken.to_json(), allow_nan=False))
+    assert shown["checks"][0]["passed"] is False and shown["checks"][0]["value"] > 1e300
+    assert "budget" not in shown
+
+
+def test_one_seed_gives_one_certificate() -> None:
+    model = seeded(toys.MeanPooling)
+    assert certify(model, VOCAB, CONTEXT, seed=3) == certify(model, VOCAB, CONTEXT, seed=3)
+
+
+def test_certify_is_public() -> None:
+    assert homunculi.certify is certify
