@@ -9,13 +9,13 @@ CORPUS = "tinystories@8,childrens_books@17,classic_books@75"
 
 
 def library() -> RunConfig:
-    """10 M parameters beside the token table, four passes over 26 M tokens; validated on TinyStories."""
+    """10 M parameters beside the token table, four passes over 28 M tokens; validated on TinyStories."""
     return RunConfig(
         model=Config(d_model=384, n_blocks=6, n_heads=6, max_seq_len=512, activation="swiglu", qk_norm=True),
         corpus=CORPUS,
-        steps=3000,
-        batch_tokens=32_768,
-        lr=2e-3,
+        steps=6880,
+        batch_tokens=16_384,
+        lr=8e-3,
         eval_every=250,
         sample_every=500,
         checkpoint_every=500,
