@@ -63,6 +63,9 @@ def _lines(certificate: Any) -> str:
         note = f"  {check.note}" if check.note else ""
         lines.append(f"{mark} {check.name:<28} {check.value:.2e}  (limit {check.limit:.0e}){note}")
     lines += [f"note {note}" for note in certificate.notes]
+    if certificate.budget is not None:
+        costs = certificate.budget.to_json()
+        lines.append("  ".join(f"{name.replace('_', ' ')}: {value:,}" for name, value in costs.items()))
     lines.append(f"causal: {'yes' if certificate.causal else 'NO'}")
     lines.append(f"causal in training: {'yes' if certificate.causal_in_training else 'NO'}")
     return "\n".join(lines)

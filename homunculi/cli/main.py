@@ -11,7 +11,7 @@ import typer
 
 from homunculi.errors import BAD_INPUT, FAILURE, INTERRUPTED, HomunculiError
 
-VERBS = ("train", "resume", "sample", "certify", "report", "bench", "list", "taps", "diff", "doctor")
+VERBS = ("train", "resume", "sample", "certify", "report", "bench", "list", "taps", "diff", "doctor", "export")
 
 app = typer.Typer(
     name="homunculi",
