@@ -14,8 +14,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from homunculi.models import build
 from homunculi.files import write_atomic
+from homunculi.models import build
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,7 @@ def test_a_training_case_takes_the_training_loops_own_update(tiny: None, monkeyp
 def test_batches_differ_and_lie_inside_the_vocabulary(tiny: None) -> None:
     updater, batches, _ = prepare_training(CASES["train-tiny"], CPU, 10)
     assert len({tuple(ids.flatten().tolist()) for ids in batches}) == len(batches) > 1
-    assert all(ids.shape == (4, 33) and 0 <= ids.min() and ids.max() < 50 for ids in batches)
+    assert all(ids.shape == (4, 33) and ids.min() >= 0 and ids.max() < 50 for ids in batches)
     assert {group["lr"] for optimizer in updater.optimizers for group in optimizer.param_groups} == {1e-3}
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from homunculi.errors import InputError
+from homunculi.files import write_atomic
 from homunculi.runs import directory
 from homunculi.runs.directory import RunDirectory, claim, new_run_path, open_run, reopen, state_of
-from homunculi.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 DEAD = 2**22 - 3
