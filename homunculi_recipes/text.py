@@ -2,7 +2,7 @@
 
 from homunculi.models.gpt import Config
 from homunculi.text.config import TextConfig
-from homunculi.train.config import OutputConfig, RunConfig
+from homunculi.train.config import OutputConfig, RunConfig, TrainConfig
 
 
 def text() -> RunConfig:
@@ -12,10 +12,11 @@ def text() -> RunConfig:
         corpus="",
         steps=1000,
         batch_tokens=4096,
-        lr=2e-3,
+        lr=8e-3,
         eval_every=100,
         sample_every=100,
         checkpoint_every=100,
         text=TextConfig(vocab_size=2048),
+        train=TrainConfig(optimizer="muon"),
         output=OutputConfig(sample_tokens=80),
     )
