@@ -11,6 +11,10 @@ import typer
 
 from homunculi.errors import BAD_INPUT, FAILURE, INTERRUPTED, HomunculiError
 
+# Must be set before torch is loaded. Threads that spin while they wait take the core from the thread they wait for as
+# soon as anything else runs on the machine: training then is several times slower (docs/LOG.md).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 VERBS = ("train", "resume", "sample", "certify", "report", "bench", "list", "taps", "diff", "doctor", "export")
 
 app = typer.Typer(

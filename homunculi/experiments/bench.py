@@ -161,6 +161,7 @@ def run_case(
     except torch.OutOfMemoryError:
         return described | {"skipped": "the device's memory is too small"}
     finally:
+        torch.compiler.reset()  # else compiled graphs keep this case's weights
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -320,13 +321,16 @@ def _switches_restored() -> Iterator[None]:
 
 
 def table(results: Sequence[dict[str, Any]]) -> Table:
-    """Results for a terminal, one row a case."""
+    """Results for a terminal, one row a case; what was skipped stands below with its reason."""
+    from rich.markup import escape
     from rich.table import Table
 
-    shown = Table("case", "dtype", "tokens/s", "ms a step", "10 – 90 %", "GiB", "TFLOP/s", "of peak")
+    skipped = [f"{r['case']} skipped: {r['skipped']}" for r in results if "skipped" in r]
+    shown = Table(caption=escape("\n".join(skipped)) or None, caption_justify="left")
+    for heading in ("case", "dtype", "tokens/s", "ms a step", "10 – 90 %", "GiB", "TFLOP/s", "of peak"):
+        shown.add_column(heading, no_wrap=True, justify="left" if heading in ("case", "dtype") else "right")
     for r in results:
         if "skipped" in r:
-            shown.add_row(r["case"], "", f"skipped: {r['skipped']}")
             continue
         memory, share = r["peak_memory_gib"], r.get("share_of_peak")
         shown.add_row(
