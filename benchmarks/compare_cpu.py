@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -19,11 +19,11 @@ from homunculi.experiments.bench import CASES, Case, prepare_training
 from homunculi.experiments.peak import describe_device
 from homunculi.files import write_json
 
-RESULT = Path(__file__).parent / "results" / "compare_cpu.json"
+RESULTS = Path(__file__).parent / "results"
 SIZES = ("vocab_size", "d_model", "n_blocks", "n_heads", "max_seq_len")
 
 
-def compare(case: Case, rounds: int, steps: int) -> dict[str, Any]:
+def compare(case: Case, rounds: int, steps: int, compilation: Literal["on", "off"]) -> dict[str, Any]:
     """Take steps of the two by turns, so that both meet the same machine; a round is `steps` of each.
 
     Returns:
@@ -31,7 +31,7 @@ def compare(case: Case, rounds: int, steps: int) -> dict[str, Any]:
         are faster) of each round's medians, and milliseconds a step of both; parameters of both.
     """
     device = torch.device("cpu")
-    updater, batches, _ = prepare_training(case, device, 100_000)
+    updater, batches, _ = prepare_training(case, device, 100_000, compilation)
     torch.manual_seed(0)
     plain = PlainLoop(Shape(**{name: case.model[name] for name in SIZES}), device)
     done = 0
@@ -84,7 +84,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="how often both are measured")
     parser.add_argument("--steps", type=int, default=4, help="steps of one measurement")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--write", action="store_true", help="write benchmarks/results/compare_cpu.json")
+    parser.add_argument(
+        "--compile", choices=["on", "off"], default="off", help="compile our step; the plain loop is eager"
+    )
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/compare_cpu[_compiled].json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     case = CASES["train-cpu"]
@@ -92,7 +95,8 @@ def main() -> None:
         **describe_device(torch.device("cpu")),
         "shape": {**case.model, "batch": case.batch},
         "steps_a_round": options.steps,
-        **compare(case, options.rounds, options.steps),
+        "compile": options.compile,
+        **compare(case, options.rounds, options.steps, options.compile),
     }
     for name in ("wall", "processor"):
         ours, plain = (statistics.median(result[name][key]) for key in ("ours_ms", "plain_ms"))
@@ -100,8 +104,9 @@ def main() -> None:
         spread = f"{ratio['low']:.3f} – {ratio['high']:.3f}, {options.rounds} rounds"
         print(f"{name:9}  ours {ours:8.1f} ms  plain {plain:8.1f} ms  speed ratio {ratio['median']:.3f} ({spread})")
     if options.write:
-        RESULT.parent.mkdir(exist_ok=True)
-        write_json(RESULT, result)
+        name = "compare_cpu_compiled.json" if options.compile == "on" else "compare_cpu.json"
+        RESULTS.mkdir(exist_ok=True)
+        write_json(RESULTS / name, result)
 
 
 if __name__ == "__main__":

@@ -208,7 +208,9 @@ def _time_training(case: Case, device: torch.device, n: int, warmup: int) -> tup
     return Timing(clock.intervals_ms(), facts), updater.model.budget(case.model["max_seq_len"])
 
 
-def prepare_training(case: Case, device: torch.device, steps: int) -> tuple[Updater, list[Tensor], list[str]]:
+def prepare_training(
+    case: Case, device: torch.device, steps: int, compilation: Literal["auto", "on", "off"] = "auto"
+) -> tuple[Updater, list[Tensor], list[str]]:
     """The updater of a training case, batches (B, T + 1) of random tokens on the device, and a list that will hold the
     reason if compilation is given up."""
     model = build_model(case, device)
@@ -219,6 +221,7 @@ def prepare_training(case: Case, device: torch.device, steps: int) -> tuple[Upda
         batch_tokens=case.batch * context,
         precision=case.precision,
         device=str(device),
+        compile=compilation,
     )
     set_switches(config)
     fallbacks: list[str] = []
