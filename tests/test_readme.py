@@ -13,7 +13,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-SMALL = ["steps=2", "batch_tokens=256", "model.max_seq_len=64", "model.d_model=48", "eval_every=2", "train.eval_tokens=128", "output.sample_tokens=4", "device=cpu"]
+SMALL = [
+    "steps=2",
+    "batch_tokens=256",
+    "model.max_seq_len=64",
+    "model.d_model=48",
+    "eval_every=2",
+    "train.eval_tokens=128",
+    "output.sample_tokens=4",
+    "device=cpu",
+]
 
 
 def blocks(language: str) -> list[str]:
