@@ -23,7 +23,7 @@ RESULTS = Path(__file__).parent / "results"
 SIZES = ("vocab_size", "d_model", "n_blocks", "n_heads", "max_seq_len")
 
 
-def compare(case: Case, rounds: int, steps: int, compilation: Literal["on", "off"]) -> dict[str, Any]:
+def compare(case: Case, rounds: int, steps: int, compilation: Literal["on", "off"] = "off") -> dict[str, Any]:
     """Take steps of the two by turns, so that both meet the same machine; a round is `steps` of each.
 
     Returns:
