@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
 class Terminal:
@@ -20,7 +20,7 @@ class Terminal:
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         live = self.console.is_terminal and not os.environ.get("CI") and os.environ.get("TERM") != "dumb"
         self.bar = _bar(self.console) if live else None
-        self.task = self.bar.add_task("training", total=None, loss="") if self.bar else None
+        self.task: TaskID | None = None
         self.began = time.monotonic()
         self.first_step: int | None = None
 
@@ -36,11 +36,10 @@ class Terminal:
         if self.first_step is None:
             self.first_step, self.began = step, time.monotonic()
             if self.bar:
+                self.task = self.bar.add_task("training", total=steps, loss="")
                 self.bar.start()
         if self.bar and self.task is not None:
-            self.bar.update(self.task, completed=step, total=steps, loss=f"loss {loss:.3f}")
-            if step == steps:
-                self.bar.stop()
+            self.bar.update(self.task, completed=step, loss=f"loss {loss:.3f}")
 
     def metrics(self, line: dict[str, Any], steps: int) -> None:
         if self.bar and "val/loss" not in line:
