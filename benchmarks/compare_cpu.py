@@ -23,7 +23,7 @@ RESULTS = Path(__file__).parent / "results"
 SIZES = ("vocab_size", "d_model", "n_blocks", "n_heads", "max_seq_len")
 
 
-def compare(case: Case, rounds: int, steps: int, compilation: Literal["on", "off"] = "off") -> dict[str, Any]:
+def compare(case: Case, rounds: int, steps: int, compilation: Literal["on", "off"], rotary: bool) -> dict[str, Any]:
     """Take steps of the two by turns, so that both meet the same machine; a round is `steps` of each.
 
     Returns:
@@ -33,7 +33,7 @@ def compare(case: Case, rounds: int, steps: int, compilation: Literal["on", "off
     device = torch.device("cpu")
     updater, batches, _ = prepare_training(case, device, 100_000, compilation)
     torch.manual_seed(0)
-    plain = PlainLoop(Shape(**{name: case.model[name] for name in SIZES}), device)
+    plain = PlainLoop(Shape(**{name: case.model[name] for name in SIZES}, rotary=rotary), device)
     done = 0
 
     def ours() -> None:
@@ -87,7 +87,10 @@ def main() -> None:
     parser.add_argument(
         "--compile", choices=["on", "off"], default="off", help="compile our step; the plain loop is eager"
     )
-    parser.add_argument("--write", action="store_true", help="write benchmarks/results/compare_cpu[_compiled].json")
+    parser.add_argument("--rotary", action="store_true", help="the plain loop too has RMSNorm and rotary positions")
+    parser.add_argument(
+        "--write", action="store_true", help="write benchmarks/results/compare_cpu[_rotary][_compiled].json"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     case = CASES["train-cpu"]
@@ -96,7 +99,8 @@ def main() -> None:
         "shape": {**case.model, "batch": case.batch},
         "steps_a_round": options.steps,
         "compile": options.compile,
-        **compare(case, options.rounds, options.steps, options.compile),
+        "plain_loop": "RMSNorm and rotary positions" if options.rotary else "LayerNorm and a table of positions",
+        **compare(case, options.rounds, options.steps, options.compile, options.rotary),
     }
     for name in ("wall", "processor"):
         ours, plain = (statistics.median(result[name][key]) for key in ("ours_ms", "plain_ms"))
@@ -104,7 +108,7 @@ def main() -> None:
         spread = f"{ratio['low']:.3f} – {ratio['high']:.3f}, {options.rounds} rounds"
         print(f"{name:9}  ours {ours:8.1f} ms  plain {plain:8.1f} ms  speed ratio {ratio['median']:.3f} ({spread})")
     if options.write:
-        name = "compare_cpu_compiled.json" if options.compile == "on" else "compare_cpu.json"
+        name = f"compare_cpu{'_rotary' * options.rotary}{'_compiled' * (options.compile == 'on')}.json"
         RESULTS.mkdir(exist_ok=True)
         write_json(RESULTS / name, result)
 
