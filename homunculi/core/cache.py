@@ -5,7 +5,8 @@ Legend: B batch, T positions of this call, H key-value heads, L capacity, K head
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import torch
@@ -43,9 +44,9 @@ class KVSlot:
 class Cache:
     """What a model remembers of the tokens it has read.
 
-    A row's tokens need not be as many as another's: a prompt shorter than the longest is padded on the right, the
-    whole batch is fed once, and `advance` is told the true lengths. What was written beyond a row's length is
-    never visible and is overwritten by its next tokens.
+    A row's tokens need not be as many as another's: a prompt shorter than the longest is padded on the right,
+    `announce` is told the true lengths, the whole batch is fed once, and `advance` is told them too. What was written
+    beyond a row's length is never visible and is overwritten by its next tokens.
 
     Attributes:
         slots: one entry a cache slot of the schedule, of whatever type the architecture uses.
@@ -58,6 +59,7 @@ class Cache:
         self.capacity = capacity
         self.lengths_B = torch.zeros(batch_size, dtype=torch.long, device=device)
         self._longest = 0
+        self._announced_B: Tensor | None = None
 
     def at(self, slot: int) -> Any:
         """The entry of one slot."""
@@ -73,13 +75,37 @@ class Cache:
             raise InputError(f"cache: {self._longest} + {n_tokens} tokens do not fit its capacity of {self.capacity}")
         return self.lengths_B[:, None] + torch.arange(n_tokens, device=self.lengths_B.device)
 
+    def announce(self, n_tokens_B: Tensor) -> None:
+        """Say before a padded call how many of its tokens are valid, one number a row.
+
+        Keys and values of padding are overwritten later, but a running sum cannot forget them: models that keep one
+        leave padding out, so they have to know. Without an announcement all tokens of a call are valid.
+        """
+        self._announced_B = n_tokens_B
+
+    def valid(self, n_tokens: int) -> Tensor | None:
+        """Which of the `n_tokens` of this call are valid, (B, T); None: all."""
+        if self._announced_B is None:
+            return None
+        return torch.arange(n_tokens, device=self.lengths_B.device) < self._announced_B[:, None]
+
     def advance(self, n_tokens: int | Tensor) -> None:
-        """Count tokens just fed as valid: a number for all rows, or (B,) numbers, one a row."""
+        """Count tokens just fed as valid: a number for all rows, or (B,) numbers, one a row; ends an announcement."""
+        self._announced_B = None
         self.lengths_B += n_tokens
         self._longest = self._longest + n_tokens if isinstance(n_tokens, int) else int(self.lengths_B.max())
 
     @property
     def n_bytes(self) -> int:
         """Bytes held by all slots."""
-        tensors = [t for slot in self.slots for t in (getattr(slot, name) for name in slot.__slots__)]
-        return sum(t.nbytes for t in tensors if isinstance(t, Tensor))
+        return sum(tensor.nbytes for slot in self.slots for tensor in tensors_of(slot))
+
+
+def tensors_of(slot: Any) -> Iterator[Tensor]:
+    """All tensors of a slot: a dataclass of tensors, and of such dataclasses."""
+    for name in slot.__slots__:
+        value = getattr(slot, name)
+        if isinstance(value, Tensor):
+            yield value
+        elif is_dataclass(value):
+            yield from tensors_of(value)

@@ -69,3 +69,20 @@ class LanguageModel(nn.Module, ABC):
     @abstractmethod
     def budget(self, context: int | None = None) -> Budget:
         """Costs at a context of that many tokens (default: the longest the model takes)."""
+
+    def before_update(self, step: int, steps: int) -> None:
+        """Told before update `step` of `steps`, counted from 1: for what follows a schedule. The same on all processes.
+
+        What it sets must be a function of its arguments and of buffers, so that a resumed run goes on exactly.
+        """
+
+    def after_update(self, statistics: dict[str, Tensor]) -> None:
+        """Adapt buffers after an update: thresholds, biases, running means. A forward never changes them.
+
+        Args:
+            statistics: those of the forward passes of the update, averaged over micro-batches and processes. They lie
+                on the device; reading them on the host would make it wait.
+        """
+
+    def after_evaluation(self, loss: float) -> None:
+        """Told the validation loss, in nats a token, after each evaluation. The same on all processes."""

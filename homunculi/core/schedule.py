@@ -7,6 +7,11 @@ follow steps; parameters, optimiser groups and checkpoints follow blocks.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import InputError
+
+Sharing = Literal["cycle", "middle_cycle", "sequence", "middle_sequence"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,29 @@ Schedule = tuple[Step, ...]
 def in_order(blocks: tuple[int, ...] | range) -> Schedule:
     """One step for each index of `blocks`, each with a cache slot and a wave of its own."""
     return tuple(Step(block=block, slot=i, wave=i) for i, block in enumerate(blocks))
+
+
+def shared(sharing: Sharing, n_slots: int, n_passes: int) -> Schedule:
+    """`n_slots` steps over fewer stored blocks, each of the shared ones applied `n_passes` times.
+
+    A cycle repeats the whole run of shared blocks, (0 1)(0 1); a sequence repeats each block before the next, 0 0 1 1.
+    The middle schemes keep a first and a last block of their own around it (Bae et al. 2025, section 2.1). Every step
+    has a cache slot and a wave of its own.
+
+    Raises:
+        InputError: the slots that share blocks cannot be divided into `n_passes` equal parts.
+    """
+    middle = sharing in ("middle_cycle", "middle_sequence")
+    n_shared = n_slots - 2 * middle
+    if n_passes < 1 or n_shared < 1 or n_shared % n_passes:
+        where = f"{n_slots} steps less the first and the last" if middle else f"{n_slots} steps"
+        raise InputError(f"sharing={sharing}: {where} cannot be divided into {n_passes} equal passes")
+    n_blocks = n_shared // n_passes
+    if sharing in ("cycle", "middle_cycle"):
+        order = [k for _ in range(n_passes) for k in range(n_blocks)]
+    else:
+        order = [k for k in range(n_blocks) for _ in range(n_passes)]
+    return in_order((0, *(1 + k for k in order), n_blocks + 1) if middle else tuple(order))
 
 
 def repeat_of(schedule: Schedule, i: int) -> int:

@@ -84,6 +84,7 @@ def _read(model: LanguageModel, rows: list[list[int]], device: torch.device) -> 
     for i, row in enumerate(rows):
         ids_BT[i, : len(row)] = torch.tensor(row)
     cache = model.new_cache(len(rows), model.config.max_seq_len)
+    cache.announce(lengths_B)
     logits_BTV = model(ids_BT.to(device), cache=cache).logits
     cache.advance(lengths_B)
     return cache, logits_BTV[torch.arange(len(rows), device=device), lengths_B - 1]

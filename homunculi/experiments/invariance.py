@@ -93,6 +93,7 @@ def _ragged(subject: Subject, rows_BT: Tensor, whole_BTV: Tensor) -> float:
     cache = _new_cache(subject, 2, n_tokens)
     prompts_BT = rows_BT[:, :longest].clone()
     prompts_BT[1, shortest:] = 0
+    cache.announce(lengths_B)
     read = subject.logits(prompts_BT, cache=cache)
     cache.advance(lengths_B)
     rows = range(2)

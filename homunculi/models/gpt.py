@@ -188,7 +188,7 @@ class GPT(LanguageModel):
         documents_BT: Tensor | None = None,
     ) -> Output:
         hidden = self.trunk(ids_BT, taps, cache, documents_BT)
-        return Output(self.readout(hidden.x_BTD, taps), hidden.loss_terms)
+        return Output(self.readout(hidden.x_BTD, taps), hidden.loss_terms, statistics=hidden.statistics)
 
     def _positions_and_mask(
         self, ids_BT: Tensor, cache: Cache | None, documents_BT: Tensor | None

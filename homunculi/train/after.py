@@ -20,7 +20,7 @@ from homunculi.text.batches import validation_windows
 from homunculi.text.tokenizers import byte_lengths
 from homunculi.train.checkpoint import Progress, retain, save_checkpoint
 from homunculi.train.config import RunConfig
-from homunculi.train.distributed import wait_for_all
+from homunculi.train.distributed import agreed_number, wait_for_all
 from homunculi.train.feed import Fed
 from homunculi.train.session import Session
 from homunculi.train.step import StepResult, Updater
@@ -34,11 +34,9 @@ def line_of(session: Session, step: int, result: StepResult) -> dict[str, Any]:
         "train/loss": result.loss,
         "train/grad_norm": result.grad_norm,
         "lr": result.lr,
-    } | {f"aux/{name}": value for name, value in result.terms.items()}
-
-
-def isis_due(step: int, every: int, steps: int) -> bool:
-    return step == steps or (every > 0 and step % every == 0)
+        **{f"aux/{name}": value for name, value in result.terms.items()},
+        **{f"model/{name}": value for name, value in result.statistics.items()},
+    }
 
 
 def is_due(step: int, every: int, steps: int) -> bool:
@@ -54,8 +52,13 @@ def is_anything_due(config: RunConfig, step: int) -> bool:
 
 def after_update(session: Session, progress: Progress) -> None:
     """What follows an update, in this order: checkpoint, evaluation, sample, metric line, clean-up of checkpoints."""
-    if not session.world.writes:
-        return
+    val_loss = _after_update(session, progress) if session.world.writes else 0.0
+    if is_due(progress.step, session.config.eval_every, session.config.steps):
+        session.model.after_evaluation(agreed_number(val_loss, session.world, session.device))
+
+
+def _after_update(session: Session, progress: Progress) -> float:
+    """What the writing process does; returns the validation loss where there is one."""
     config, step = session.config, progress.step
     session.heartbeat.set(step=step, tokens=progress.last["tokens"])
     session.reporter.progress(step, config.steps, progress.last["train/loss"])
@@ -77,6 +80,7 @@ def after_update(session: Session, progress: Progress) -> None:
         gone = retain(folder, config.output.keep_last, config.output.keep_every, session.record.val_losses())
         if gone:
             session.run.log_event("checkpoints_deleted", step=step, steps=gone)
+    return line.get("val/loss", 0.0)
 
 
 def _save(session: Session, folder: Path, progress: Progress) -> None:

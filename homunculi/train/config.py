@@ -22,6 +22,8 @@ class TrainConfig:
         schedule: wsd is warm-up, constant, linear decay over the last `decay_frac`; cosine decays from the warm-up on.
         final_lr_frac: learning rate at the end as a share of `lr`.
         ema: decay of a running mean of the weights that evaluation and `load` then use; 0: none.
+        plasticity: whether a model that scales the updates of its regions does so by their own signals, by each
+            other's (a control), or not at all; other models have no such regions.
         micro_tokens: the most tokens that go through the model at once on one process; 0: 65,536 on a GPU, 16,384 on
             a CPU. The rest of the global batch is accumulated.
         loss_chunks: the read-out and its loss in that many pieces, recomputed in the backward pass: less memory, more
@@ -40,6 +42,7 @@ class TrainConfig:
     decay_frac: float = 0.3
     final_lr_frac: float = 0.0
     ema: float = 0.0
+    plasticity: Literal["own", "shuffled", "off"] = "own"
     micro_tokens: int = 0
     loss_chunks: int = 1
     eval_tokens: int = 65_536

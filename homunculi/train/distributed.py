@@ -47,7 +47,10 @@ def joined(world: World, device: torch.device) -> Iterator[None]:
     if world.size == 1:
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if device.type == "cuda":
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
     try:
         yield
     finally:
@@ -79,3 +82,12 @@ def agreed_path(path: str, world: World) -> str:
     if world.size > 1:
         dist.broadcast_object_list(shared)
     return str(shared[0])
+
+
+def agreed_number(number: float, world: World, device: torch.device) -> float:
+    """The first process's number, on every process."""
+    if world.size == 1:
+        return number
+    shared = torch.tensor(number, dtype=torch.float64, device=device)
+    dist.broadcast(shared, src=0)
+    return float(shared)

@@ -6,6 +6,7 @@ Legend: B batch, T positions, D width, N = B · T, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,22 @@ from homunculi.core.model import LanguageModel
 IGNORED = -100
 
 
+class Losses(NamedTuple):
+    """What a training forward gives.
+
+    Attributes:
+        cross_entropy: scalar, float32, mean over the targets in nats.
+        terms: name → scalar of the architecture's own, to be added to it.
+        statistics: as in `homunculi.core.output.Output`.
+    """
+
+    cross_entropy: Tensor
+    terms: dict[str, Tensor]
+    statistics: dict[str, Tensor]
+
+
 class TrainingLoss(nn.Module):
-    """Ids (B, T + 1) → mean cross-entropy of the next token, and the architecture's own loss terms.
+    """Ids (B, T + 1) → mean cross-entropy of the next token, and what the architecture adds.
 
     Args:
         model: the language model.
@@ -30,12 +45,12 @@ class TrainingLoss(nn.Module):
         super().__init__()
         self.model, self.n_chunks, self.separator = model, n_chunks, separator
 
-    def forward(self, ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the scalar cross-entropy in float32, and name → scalar terms to be added to it."""
+    def forward(self, ids: Tensor) -> Losses:
         inputs_BT, targets_BT = ids[:, :-1], ids[:, 1:]
         hidden = self.model.trunk(inputs_BT, documents_BT=self._documents(inputs_BT))
         loss = chunked_cross_entropy(self.model.readout, hidden.x_BTD, targets_BT, self.n_chunks)
-        return loss / (targets_BT != IGNORED).sum(), hidden.loss_terms
+        mean = loss / (targets_BT != IGNORED).sum()
+        return Losses(mean, hidden.loss_terms, {name: value.detach() for name, value in hidden.statistics.items()})
 
     def _documents(self, inputs_BT: Tensor) -> Tensor | None:
         return None if self.separator is None else document_numbers(inputs_BT, self.separator)

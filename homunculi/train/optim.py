@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from homunculi.core.model import LanguageModel
 from homunculi.errors import InputError
 from homunculi.train.config import RunConfig
+from homunculi.train.plasticity import region_of, regions_of
 
 
 def build_optimizers(model: LanguageModel, config: RunConfig) -> list[torch.optim.Optimizer]:
-    """One or two optimisers over all parameters.
+    """One or two optimisers over all parameters; a group of parameters knows its region of plasticity, if any.
 
     AdamW (Loshchilov and Hutter 2019) decays matrices and leaves vectors alone. With Muon (Jordan 2024), matrices that
     are no token tables go to it, its updates scaled to the size of AdamW's so that one learning rate serves both.
     """
-    tables = token_tables(model)
-    matrices: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
+    tables, regions, decay = token_tables(model), regions_of(model), config.train.weight_decay
+    groups: dict[tuple[bool, bool, str], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         to_muon = config.train.optimizer == "muon" and parameter.dim() == 2 and name not in tables
-        (matrices if to_muon else rest).append(parameter)
-    groups = [
-        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.train.weight_decay},
-        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+        groups.setdefault((to_muon, parameter.dim() >= 2, region_of(name, regions)), []).append(parameter)
+    # Matrices first: the order of groups is part of what makes two runs alike.
+    ordered = sorted(groups.items(), key=lambda item: (not item[0][1], item[0][2]))
+    described: list[tuple[bool, dict[str, Any]]] = [
+        (to_muon, {"params": held, "weight_decay": decay if is_matrix else 0.0, "region": region})
+        for (to_muon, is_matrix, region), held in ordered
     ]
     betas = (config.train.beta1, config.train.beta2)
     fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
-    adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=betas, fused=fused)
-    if not matrices:
+    adamw = torch.optim.AdamW([g for to_muon, g in described if not to_muon], lr=config.lr, betas=betas, fused=fused)
+    muon_groups = [group for to_muon, group in described if to_muon]
+    if not muon_groups:
         return [adamw]
-    decay = config.train.weight_decay
-    return [
-        adamw,
-        torch.optim.Muon(matrices, lr=config.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
-    ]
+    return [adamw, torch.optim.Muon(muon_groups, lr=config.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")]
 
 
 def token_tables(model: LanguageModel) -> set[str]:
@@ -49,10 +50,11 @@ def token_tables(model: LanguageModel) -> set[str]:
     return tables | {name for name, p in model.named_parameters() if p.dim() == 2 and p.shape[0] == vocabulary}
 
 
-def set_lr(optimizers: list[torch.optim.Optimizer], lr: float) -> None:
+def set_lr(optimizers: list[torch.optim.Optimizer], lr: float, factors: dict[str, Tensor]) -> None:
+    """Set the rate of all groups; `factors` scale those of their regions."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * factors[group["region"]] if group["region"] in factors else lr
 
 
 def optimizer_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:

@@ -14,9 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 from homunculi.core.model import LanguageModel
 from homunculi.train.config import RunConfig
 from homunculi.train.distributed import World, parallel, total
-from homunculi.train.loss import TrainingLoss
+from homunculi.train.loss import Losses, TrainingLoss
 from homunculi.train.lr import lr_factor
 from homunculi.train.optim import build_optimizers, set_lr
+from homunculi.train.plasticity import multipliers
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class StepResult:
         loss: mean cross-entropy in nats a token.
         grad_norm: norm of the gradient before clipping.
         terms: the architecture's own loss terms by name.
+        statistics: its scalar statistics by name.
         lr: learning rate used.
         stop: some process was asked to stop.
     """
@@ -36,6 +38,7 @@ class StepResult:
     loss: float
     grad_norm: float
     terms: dict[str, float]
+    statistics: dict[str, float]
     lr: float
     stop: bool
 
@@ -45,9 +48,14 @@ class StepResult:
 
 
 class PendingResult:
-    """A `StepResult` that may still be on its way from the device."""
+    """A `StepResult` that may still be on its way from the device.
 
-    def __init__(self, step: int, measured: Tensor, names: list[str], lr: float) -> None:
+    Args:
+        measured: loss, norm of the gradient, whether to stop, loss terms, scalar statistics.
+        names: of the loss terms, and of the statistics.
+    """
+
+    def __init__(self, step: int, measured: Tensor, names: tuple[list[str], list[str]], lr: float) -> None:
         self.step, self.names, self.lr = step, names, lr
         self._host, self._arrived = measured, None
         if measured.is_cuda:
@@ -60,8 +68,11 @@ class PendingResult:
         """Wait for the update to be finished, and return what it measured."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        loss, norm, stop, *terms = self._host.tolist()
-        return StepResult(self.step, loss, norm, dict(zip(self.names, terms, strict=True)), self.lr, stop > 0)
+        loss, norm, stop, *rest = self._host.tolist()
+        n_terms = len(self.names[0])
+        terms = dict(zip(self.names[0], rest[:n_terms], strict=True))
+        statistics = dict(zip(self.names[1], rest[n_terms:], strict=True))
+        return StepResult(self.step, loss, norm, terms, statistics, self.lr, stop > 0)
 
 
 class Updater:
@@ -114,30 +125,42 @@ class Updater:
         same.
         """
         torch.manual_seed(_mix(self.config.seed, step, self.world.rank))
+        self.model.before_update(step, self.config.steps)
         if not self.model.training:
             self.model.train()
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        losses: list[Tensor] = []
-        terms: dict[str, Tensor] = {}
-        for i, ids in enumerate(micro_batches):
-            loss, named = self._backward(ids, len(micro_batches), last=i == len(micro_batches) - 1)
-            losses.append(loss)
-            for name, value in named.items():
-                terms[name] = terms.get(name, 0.0) + value / len(micro_batches)
-        loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
-        shared = torch.stack([loss, torch.full_like(loss, float(stop)), *terms.values()])
-        loss, stopped, *shared_terms = (total(shared, self.world) / self.world.size).unbind()
+        last = len(micro_batches) - 1
+        losses = [self._backward(ids, len(micro_batches), last=i == last) for i, ids in enumerate(micro_batches)]
+        loss, stopped, terms, statistics = self._agree(losses, stop)
         norm = self._gradient_norm()
-        measured = torch.stack([loss, norm, stopped, *shared_terms])
+        factors = multipliers(self.model, self.config.train.plasticity)
+        scalars = {name: value.float() for name, value in statistics.items() if value.dim() == 0}
+        scalars |= {f"plasticity/{region}": factor for region, factor in factors.items()}
+        needed = torch.stack([loss, norm, stopped, *terms.values()])
+        measured = torch.cat([needed, torch.stack([*scalars.values()])]) if scalars else needed
         lr = self.config.lr * lr_factor(step, self.config.steps, self.config.train)
-        pending = PendingResult(step, measured, list(terms), lr)
-        set_lr(self.optimizers, lr)
+        pending = PendingResult(step, measured, (list(terms), list(scalars)), lr)
+        set_lr(self.optimizers, lr, factors)
         if self.reads_late:
-            self._step_on_device(measured, norm)
+            self._step_on_device(needed, norm)
         elif pending.read().finite:
             self._step_from_host(norm)
+        with torch.no_grad():
+            self.model.after_update(statistics)
         return pending
+
+    def _agree(self, losses: list[Losses], stop: bool) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Means over micro-batches and processes, by one sum over processes: loss, wish to stop, terms, statistics."""
+        flat = [torch.cat([loss.cross_entropy.view(1), *_flat(loss.terms), *_flat(loss.statistics)]) for loss in losses]
+        mean = flat[0] if len(flat) == 1 else torch.stack(flat).mean(0)
+        shared = total(torch.cat([mean, mean.new_full((1,), float(stop))]), self.world) / self.world.size
+        first = losses[0]
+        sizes = [1, *(t.numel() for t in (*first.terms.values(), *first.statistics.values())), 1]
+        loss, *parts, stopped = shared.split(sizes)
+        terms = {name: part[0] for name, part in zip(first.terms, parts, strict=False)}
+        rest = zip(first.statistics.items(), parts[len(terms) :], strict=True)
+        return loss[0], stopped[0], terms, {name: part.view(value.shape) for (name, value), part in rest}
 
     def _gradient_norm(self) -> Tensor:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
@@ -160,19 +183,19 @@ class Updater:
             optimizer.step()
         self._average()
 
-    def _backward(self, ids: Tensor, n_micro: int, last: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def _backward(self, ids: Tensor, n_micro: int, last: bool) -> Losses:
         if self.world.size > 1 and not last:
             with cast(DistributedDataParallel, self.loss).no_sync():
                 return self._backward_here(ids, n_micro)
         return self._backward_here(ids, n_micro)
 
-    def _backward_here(self, ids: Tensor, n_micro: int) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, terms = self._forward(ids)
+    def _backward_here(self, ids: Tensor, n_micro: int) -> Losses:
+        loss, terms, statistics = self._forward(ids)
         objective = loss if not terms else loss + torch.stack(list(terms.values())).sum()
         (objective / n_micro).backward()
-        return loss.detach(), {name: term.detach() for name, term in terms.items()}
+        return Losses(loss.detach(), {name: term.detach() for name, term in terms.items()}, statistics)
 
-    def _forward(self, ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _forward(self, ids: Tensor) -> Losses:
         if not self.compiled or self.config.compile == "on":
             return self.loss(ids)
         try:
@@ -190,6 +213,10 @@ class Updater:
         if self.average is not None:
             own = [p.detach() for p in self.model.parameters()]
             torch._foreach_lerp_(list(self.average.values()), own, 1 - self.config.train.ema)
+
+
+def _flat(named: dict[str, Tensor]) -> list[Tensor]:
+    return [value.detach().float().flatten() for value in named.values()]
 
 
 def _mix(*numbers: int) -> int:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from homunculi.core.schedule import in_order, repeat_of, show
+from homunculi.core.schedule import Sharing, in_order, repeat_of, shared, show
+from homunculi.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -60,3 +61,25 @@ def test_every_step_has_its_own_slot_and_wave_and_counts_repeats(blocks: list[in
     assert [step.block for step in schedule] == blocks
     assert [(step.slot, step.wave) for step in schedule] == [(i, i) for i in range(len(blocks))]
     assert [repeat_of(schedule, i) for i in range(len(blocks))] == [blocks[:i].count(b) for i, b in enumerate(blocks)]
+
+
+@pytest.mark.parametrize(
+    ("sharing", "n_slots", "n_passes", "blocks"),
+    [
+        ("cycle", 6, 3, (0, 1, 0, 1, 0, 1)),
+        ("sequence", 6, 3, (0, 0, 0, 1, 1, 1)),
+        ("middle_cycle", 8, 3, (0, 1, 2, 1, 2, 1, 2, 3)),
+        ("middle_sequence", 8, 3, (0, 1, 1, 1, 2, 2, 2, 3)),
+        ("middle_cycle", 3, 1, (0, 1, 2)),
+    ],
+)
+def test_sharing_orders_blocks(sharing: Sharing, n_slots: int, n_passes: int, blocks: tuple[int, ...]) -> None:
+    schedule = shared(sharing, n_slots, n_passes)
+    assert tuple(step.block for step in schedule) == blocks
+    assert [step.slot for step in schedule] == list(range(n_slots))
+
+
+@pytest.mark.parametrize(("sharing", "n_slots", "n_passes"), [("cycle", 5, 2), ("middle_cycle", 2, 1), ("cycle", 4, 0)])
+def test_slots_that_do_not_divide_are_refused(sharing: Sharing, n_slots: int, n_passes: int) -> None:
+    with pytest.raises(InputError, match=f"sharing={sharing}"):
+        shared(sharing, n_slots, n_passes)
