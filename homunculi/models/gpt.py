@@ -19,9 +19,8 @@ from ..core.output import Hidden, Output
 from ..core.schedule import in_order
 from ..core.taps import NO_TAPS, TapPoint
 from ..errors import InputError
-from ..parts.attention import CausalSelfAttention
+from ..parts.block import Block
 from ..parts.linear import Linear
-from ..parts.mlp import feed_forward
 from ..parts.norm import RMSNorm
 from ..parts.rope import RotaryEmbedding
 from .registry import architecture
@@ -82,40 +81,6 @@ class Config:
     @property
     def number_of_kv_heads(self) -> int:
         return self.n_kv_heads or self.n_heads
-
-
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        wide = 8 * -(-config.d_model // 3) if config.activation == "swiglu" else 4 * config.d_model
-        self.attn_norm = RMSNorm(config.d_model)
-        self.attn = CausalSelfAttention(
-            config.d_model,
-            config.n_heads,
-            config.number_of_kv_heads,
-            config.width_of_heads,
-            qk_norm=config.qk_norm,
-            dropout=config.dropout,
-        )
-        self.mlp_norm = RMSNorm(config.d_model)
-        self.mlp = feed_forward(config.d_model, config.d_mlp or wide, config.activation)
-        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
-
-    def forward(
-        self,
-        x_BTD: Tensor,
-        rotation: tuple[Tensor, Tensor],
-        taps: TapPoint,
-        mask_BTS: Tensor | None,
-        cache: tuple[KVSlot, Tensor] | None,
-    ) -> Tensor:
-        x_BTD = taps("resid_pre", x_BTD)
-        x_BTD = x_BTD + self.dropout(self.attn(self.attn_norm(x_BTD), rotation, taps, mask_BTS, cache))
-        x_BTD = taps("resid_mid", x_BTD)
-        x_BTD = x_BTD + self.dropout(self.mlp(self.mlp_norm(x_BTD), taps))
-        return taps("resid_post", x_BTD)
 
 
 CONTRACT_CONFIGS: tuple[dict[str, Any], ...] = (

@@ -74,11 +74,11 @@ class Selection(NamedTuple):
 
 
 def select(count_BT: Tensor, n_places: int, before_B: Tensor | None = None) -> Selection:
-    """The tokens at which the running count of `admit` rises, at most `n_places` of each row."""
+    """The tokens at which the running count rises, at most `n_places` of each row: those beyond are left out."""
     before_B = torch.zeros_like(count_BT[:, 0]) if before_B is None else before_B
     local_BT = count_BT - before_B[:, None]
     taking_BT = torch.diff(local_BT, dim=1, prepend=torch.zeros_like(local_BT[:, :1])) > 0
-    place_BT = torch.where(taking_BT, local_BT - 1, n_places)
+    place_BT = torch.where(taking_BT & (local_BT <= n_places), local_BT - 1, n_places)
     positions_BT = torch.arange(count_BT.shape[1], device=count_BT.device).expand_as(count_BT)
     index_BC = place_BT.new_zeros(len(count_BT), n_places + 1).scatter(1, place_BT, positions_BT)[:, :n_places]
     places_C = torch.arange(n_places, device=count_BT.device)
