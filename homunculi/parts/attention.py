@@ -48,6 +48,7 @@ class CausalSelfAttention(nn.Module):
         taps: TapPoint,
         mask_BTS: Tensor | None = None,
         cache: tuple[KVSlot, Tensor] | None = None,
+        precision_BT1: Tensor | None = None,
     ) -> Tensor:
         """Attend.
 
@@ -57,9 +58,14 @@ class CausalSelfAttention(nn.Module):
             taps: named points of this step.
             mask_BTS: True where a position may be seen; None: all earlier ones and itself.
             cache: the slot to extend and the positions (B, T) to write at; needs `mask_BTS`.
+            precision_BT1: factor of a token's queries, so of its scores: an inverse temperature; (B, T, H) gives each
+                head its own. Keys are left alone, so a cache stays valid. None: 1.
         """
         q_BTHK, k_BTGK, v_BTGK = self._project(x_BTD, taps)
-        q_BHTK = rotate(self.q_norm(q_BTHK), rotation).transpose(1, 2)
+        q_BTHK = rotate(self.q_norm(q_BTHK), rotation)
+        if precision_BT1 is not None:
+            q_BTHK = (q_BTHK * precision_BT1[..., None]).to(k_BTGK.dtype)
+        q_BHTK = q_BTHK.transpose(1, 2)
         k_BGSK = rotate(self.k_norm(k_BTGK), rotation).transpose(1, 2)
         v_BGSK = v_BTGK.transpose(1, 2)
         if cache is not None:
