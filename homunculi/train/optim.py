@@ -17,12 +17,14 @@ def build_optimizers(model: LanguageModel, config: RunConfig) -> list[torch.opti
     """One or two optimisers over all parameters; a group of parameters knows its region of plasticity, if any.
 
     AdamW (Loshchilov and Hutter 2019) decays matrices and leaves vectors alone. With Muon (Jordan 2024), matrices that
-    are no token tables go to it, its updates scaled to the size of AdamW's so that one learning rate serves both.
+    are no token tables and no single rows go to it, its updates scaled to the size of AdamW's, so that one learning
+    rate serves both.
     """
     tables, regions, decay = token_tables(model), regions_of(model), config.train.weight_decay
     groups: dict[tuple[bool, bool, str], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        to_muon = config.train.optimizer == "muon" and parameter.dim() == 2 and name not in tables
+        is_map = parameter.dim() == 2 and min(parameter.shape) > 1 and name not in tables
+        to_muon = config.train.optimizer == "muon" and is_map
         groups.setdefault((to_muon, parameter.dim() >= 2, region_of(name, regions)), []).append(parameter)
     # Matrices first: the order of groups is part of what makes two runs alike.
     ordered = sorted(groups.items(), key=lambda item: (not item[0][1], item[0][2]))
