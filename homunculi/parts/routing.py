@@ -88,7 +88,7 @@ def select(count_BT: Tensor, n_places: int, before_B: Tensor | None = None) -> S
 
 def take(x_BTD: Tensor, index_BC: Tensor) -> Tensor:
     """Rows of `x_BTD` at the selected positions, (B, C, D)."""
-    return x_BTD.flatten(0, 1)[_rows(x_BTD, index_BC)].unflatten(0, index_BC.shape)
+    return x_BTD.flatten(0, 1).index_select(0, _rows(x_BTD, index_BC)).unflatten(0, index_BC.shape)
 
 
 def put_sum(x_BTD: Tensor, change_BCD: Tensor, selection: Selection) -> Tensor:

@@ -1,0 +1,258 @@
+"""Running blocks on the tokens that take part, and on nothing else: gathered in order, put back where they were.
+
+Without a cache the gathered block has a fixed size. With one the host looks who takes part: nobody, and the blocks are
+skipped; some rows of the batch, and the blocks run on those.
+
+Legend: B batch, T positions of this call, A rows that take part, C places in the block, D width, S positions attended
+to, H key-value heads, L places of a cache slot, K head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core.cache import Cache, KVSlot
+from ..core.taps import TapPoint
+from .kv_sharing import earlier
+from .rope import RotaryEmbedding
+from .routers import Span
+from .routing import Selection, put_sum, select, take
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """The tokens of one block.
+
+    Attributes:
+        selection: of each row that takes part.
+        rows_A: those rows; None: all.
+        n_seen: the most tokens that any row has had in this pass, this call's included; 0: nobody asked the host.
+    """
+
+    selection: Selection
+    rows_A: Tensor | None = None
+    n_seen: int = 0
+
+    def rows(self, x_BT: Tensor) -> Tensor:
+        """The rows that take part, of a tensor that has a row for each or one for all."""
+        return x_BT if self.rows_A is None or len(x_BT) == 1 else x_BT.index_select(0, self.rows_A)
+
+    def take(self, x_BTD: Tensor) -> Tensor:
+        """What stands at the tokens of the block, (A, C, D)."""
+        return take(self.rows(x_BTD), self.selection.index_BC)
+
+    def take_numbers(self, x_BT: Tensor) -> Tensor:
+        """As `take`, of one number a token: (A, C)."""
+        return self.rows(x_BT).expand(len(self.selection.index_BC), -1).gather(1, self.selection.index_BC)
+
+    def put_sum(self, x_BTD: Tensor, change_ACD: Tensor) -> Tensor:
+        """`x_BTD` plus a change at the tokens of the block."""
+        changed = put_sum(self.rows(x_BTD), change_ACD, self.selection)
+        return changed if self.rows_A is None else x_BTD.index_copy(0, self.rows_A, changed)
+
+    def places(self, slot: KVSlot) -> Tensor:
+        """Where the block's keys and values go in a slot whose last place is for empty places of the block, (A, C)."""
+        return torch.where(self.selection.taken_BC, self.selection.count_BC - 1, slot.k_BHLK.shape[2] - 1)
+
+
+def gather(count_BT: Tensor, n_places: int) -> Gathered:
+    """The tokens at which the running count of `admit` rises, in a block of that size."""
+    return Gathered(select(count_BT, n_places))
+
+
+def gather_now(count_BT: Tensor, before_B: Tensor) -> Gathered | None:
+    """The same after earlier calls, in the smallest block; None: nobody takes part. Waits for the device."""
+    before, after = torch.stack([before_B, count_BT[:, -1]]).tolist()
+    n_places = max(b - a for a, b in zip(before, after, strict=True))
+    if n_places == 0:
+        return None
+    rows = [row for row in range(len(before)) if after[row] > before[row]]
+    if len(rows) == len(before):
+        return Gathered(select(count_BT, n_places, before_B), None, max(after))
+    rows_A = torch.tensor(rows, device=count_BT.device)
+    selection = select(count_BT.index_select(0, rows_A), n_places, before_B.index_select(0, rows_A))
+    return Gathered(selection, rows_A, max(after))
+
+
+class SlotOfRows(KVSlot):
+    """A slot to which some rows of the batch add, and of which they see the first `n` places."""
+
+    def __init__(self, whole: KVSlot, rows_A: Tensor | None, n: int) -> None:
+        self.whole, self.rows_A, self.n = whole, rows_A, n
+
+    def extend(self, k_BHTK: Tensor, v_BHTK: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+        if self.rows_A is None:
+            self.whole.extend(k_BHTK, v_BHTK, positions_BT)
+        else:
+            rows = self.rows_A[:, None]
+            self.whole.k_BHLK[rows, :, positions_BT] = k_BHTK.transpose(1, 2).to(self.whole.k_BHLK.dtype)
+            self.whole.v_BHLK[rows, :, positions_BT] = v_BHTK.transpose(1, 2).to(self.whole.v_BHLK.dtype)
+        k_BHLK, v_BHLK = self.whole.k_BHLK[:, :, : self.n], self.whole.v_BHLK[:, :, : self.n]
+        if self.rows_A is None:
+            return k_BHLK, v_BHLK
+        return k_BHLK.index_select(0, self.rows_A), v_BHLK.index_select(0, self.rows_A)
+
+
+@dataclass(slots=True)
+class PassCount:
+    """A cache's slot of a pass: how many tokens of each row have taken it."""
+
+    count_B: Tensor
+
+
+class Sight(NamedTuple):
+    """What the tokens that go through a block see.
+
+    Attributes:
+        rotation: rotary tables of their positions.
+        mask_BTS: what each may see; None: all before it in the block, and itself.
+        slots: keys and values by number of the cache slot; None: their own and no others.
+        places_BT: where theirs go in a slot.
+    """
+
+    rotation: tuple[Tensor, Tensor]
+    mask_BTS: Tensor | None
+    slots: dict[int, KVSlot] | None
+    places_BT: Tensor
+
+    def cache(self, slot: int) -> tuple[KVSlot, Tensor] | None:
+        """What attention is given as its cache."""
+        return None if self.slots is None else (self.slots[slot], self.places_BT)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What holds for one call of a model.
+
+    Attributes:
+        rope: makes rotations.
+        span: where the tokens stand.
+        sight: what they see when all take part.
+        documents_BT: which document each belongs to.
+        cache: what was read before.
+    """
+
+    rope: RotaryEmbedding
+    span: Span
+    sight: Sight
+    documents_BT: Tensor | None = None
+    cache: Cache | None = None
+
+    @classmethod
+    def whole(
+        cls,
+        rope: RotaryEmbedding,
+        dtype: torch.dtype,
+        span: Span,
+        kept: dict[int, KVSlot] | None,
+        documents_BT: Tensor | None,
+    ) -> Call:
+        """A call without a cache. `kept`: slots that keep keys and values for later passes of this call."""
+        rotation = rope.at(slice(0, span.positions_BT.shape[1]), dtype)
+        same_BTS = None if documents_BT is None else (documents_BT[:, :, None] == documents_BT[:, None]).tril()
+        return cls(rope, span, Sight(rotation, same_BTS, kept, span.positions_BT), documents_BT)
+
+    @classmethod
+    def cached(
+        cls, rope: RotaryEmbedding, dtype: torch.dtype, span: Span, slots: dict[int, KVSlot], cache: Cache
+    ) -> Call:
+        """A call that goes on from a cache."""
+        positions_BT = span.positions_BT
+        seen_BTS = torch.arange(cache.capacity, device=positions_BT.device) <= positions_BT[..., None]
+        return cls(rope, span, Sight(rope.at(positions_BT, dtype), seen_BTS, slots, positions_BT), cache=cache)
+
+    def gathered(self, numbers: list[int], block: Gathered) -> Sight:
+        """The tokens of a block see each other and, in a cache, those gathered before. Slots: of the pass."""
+        positions_AC, rotation = self._positions(block)
+        if self.sight.slots is None:
+            documents_AC = None if self.documents_BT is None else block.take_numbers(self.documents_BT)
+            mask_ACC = None if documents_AC is None else (documents_AC[..., None] == documents_AC[:, None]).tril()
+            return Sight(rotation, mask_ACC, None, positions_AC)
+        places_AC = block.places(self.sight.slots[numbers[0]])
+        seen_ACS = torch.arange(block.n_seen, device=places_AC.device) <= places_AC[..., None]
+        slots = {n: SlotOfRows(self.sight.slots[n], block.rows_A, block.n_seen) for n in numbers}
+        return Sight(rotation, seen_ACS, dict(slots), places_AC)
+
+    def rereading(self, numbers: list[int], block: Gathered | None) -> Sight:
+        """The tokens of a block (None: all) see all tokens up to themselves as an earlier pass left them in slots."""
+        assert self.sight.slots is not None
+        slots = {n: self.sight.slots[n] for n in numbers}
+        if block is None:
+            return self.sight._replace(slots=earlier(slots))
+        positions_AC, rotation = self._positions(block)
+        n_keys = slots[numbers[0]].k_BHLK.shape[2]
+        seen_ACS = torch.arange(n_keys, device=positions_AC.device) <= positions_AC[..., None]
+        if self.documents_BT is not None:
+            seen_ACS = seen_ACS & (block.take_numbers(self.documents_BT)[..., None] == self.documents_BT[:, None])
+        return Sight(rotation, seen_ACS, earlier(slots, block.rows_A), positions_AC)
+
+    def _positions(self, block: Gathered) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        positions_AC = block.take_numbers(self.span.positions_BT)
+        return positions_AC, self.rope.at(positions_AC, self.sight.rotation[0].dtype)
+
+
+class GatheredTaps:
+    """Taps inside a gathered block, shown at full length (B, T, …): zero (a score: −∞) where no token takes part.
+
+    So a tap has one shape whatever the router does, and a position means the same token everywhere. What a hook writes
+    at a token that does not take part is lost.
+
+    Args:
+        taps: where the tensors go.
+        block: the tokens.
+        size: rows and tokens of the call.
+        keys_gathered: whether the attended keys are the block's own (else they are shown as they are).
+    """
+
+    def __init__(self, taps: TapPoint, block: Gathered, size: tuple[int, int], keys_gathered: bool) -> None:
+        self.taps, self.block, self.size, self.keys_gathered = taps, block, size, keys_gathered
+
+    def at(self, step: int) -> GatheredTaps:
+        return GatheredTaps(self.taps.at(step), self.block, self.size, self.keys_gathered)
+
+    def wants(self, site: str) -> bool:
+        return self.taps.wants(site)
+
+    def __call__(self, site: str, tensor: Tensor) -> Tensor:
+        if not self.taps.wants(site):
+            return tensor
+        pairs = site in ("attn.scores", "attn.pattern")
+        axes = ((2, 3) if self.keys_gathered else (2,)) if pairs else (1,)
+        shown = tensor
+        for axis in axes:
+            shown = self._spread(shown, axis, float("-inf") if site == "attn.scores" else 0.0)
+        answer = self.taps(site, shown)
+        if pairs and answer is shown:  # attention goes its fast way unless scores or pattern are replaced
+            return tensor
+        taken = tensor.new_ones((), dtype=torch.bool)
+        for axis in axes:
+            answer, taken = self._collect(answer, axis), taken & self._taken(axis, tensor.dim())
+        return torch.where(taken, answer, tensor)
+
+    def _spread(self, tensor: Tensor, axis: int, fill: float) -> Tensor:
+        """Axis `axis` from places to positions; empty places end in one position more, which is cut off."""
+        n_rows, n_tokens = self.size
+        selection = self.block.selection
+        where_AC = torch.where(selection.taken_BC, selection.index_BC, n_tokens)
+        places_first = tensor.movedim(axis, 1)
+        whole = places_first.new_full((n_rows, n_tokens + 1, *places_first.shape[2:]), fill)
+        whole[self._row_numbers(), where_AC] = places_first
+        return whole[:, :-1].movedim(1, axis)
+
+    def _collect(self, shown: Tensor, axis: int) -> Tensor:
+        """Axis `axis` from positions to places."""
+        positions_first = shown.movedim(axis, 1)
+        return positions_first[self._row_numbers(), self.block.selection.index_BC].movedim(1, axis)
+
+    def _taken(self, axis: int, n_axes: int) -> Tensor:
+        taken_AC = self.block.selection.taken_BC
+        return taken_AC.view(len(taken_AC), *[1] * (axis - 1), -1, *[1] * (n_axes - axis - 1))
+
+    def _row_numbers(self) -> Tensor:
+        rows_A = self.block.rows_A
+        all_B = torch.arange(self.size[0], device=self.block.selection.index_BC.device)
+        return (all_B if rows_A is None else rows_A)[:, None]
