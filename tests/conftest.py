@@ -14,6 +14,7 @@ SKIPS = {
     "datasets": "datasets is not installed: pip install 'homunculi[data]' brings it",
     "transformers": "transformers is not installed: pip install 'homunculi[hf]' brings it",
     "data": "no data folder: set HOMUNCULI_DATA or put the corpora in ../shared/data",
+    "parity": "no parity folder: set HOMUNCULI_PARITY or put the reference outputs in ../shared/parity",
 }
 
 
@@ -41,4 +42,14 @@ def data_folder() -> Path:
     folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(SKIPS["data"])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def parity_folder() -> Path:
+    """The folder of reference outputs of original code: HOMUNCULI_PARITY, or ../shared/parity beside the checkout."""
+    named = os.environ.get("HOMUNCULI_PARITY")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "parity"
+    if not folder.is_dir():
+        pytest.skip(SKIPS["parity"])
     return folder

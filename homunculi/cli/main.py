@@ -15,7 +15,20 @@ from homunculi.errors import BAD_INPUT, FAILURE, INTERRUPTED, HomunculiError
 # soon as anything else runs on the machine: training then is several times slower (docs/LOG.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-VERBS = ("train", "resume", "sample", "certify", "report", "bench", "list", "taps", "diff", "doctor", "export")
+VERBS = (
+    "train",
+    "resume",
+    "sample",
+    "certify",
+    "report",
+    "bench",
+    "list",
+    "taps",
+    "diff",
+    "doctor",
+    "export",
+    "import_",
+)
 
 app = typer.Typer(
     name="homunculi",
