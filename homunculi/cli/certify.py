@@ -18,6 +18,9 @@ def add_to(app: typer.Typer) -> None:
 def certify(
     subject: Annotated[str, typer.Argument(metavar="ARCHITECTURE-or-RUN")],
     assignments: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", show_default=False)] = None,
+    trial_seconds: Annotated[
+        float | None, typer.Option(help="Longest training in the random-token trial; 0 leaves it out.", min=0)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     from homunculi.cli.terminal import print_result
@@ -25,7 +28,8 @@ def certify(
     from homunculi.experiments.certify import certify as certify_model
 
     model, run = _subject(subject, assignments or [])
-    certificate = certify_model(model, model.config.vocab_size, model.config.max_seq_len)
+    more: dict[str, Any] = {} if trial_seconds is None else {"trial_seconds": trial_seconds}
+    certificate = certify_model(model, model.config.vocab_size, model.config.max_seq_len, **more)
     if run is not None:
         run.write_info({"certificate": certificate.to_json()})
     if as_json:

@@ -6,6 +6,7 @@ left out. Causality is asked of a private float64 copy with perturbed parameters
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
@@ -27,19 +28,24 @@ from homunculi.experiments.invariance import (
     check_neutral_start,
     check_state,
 )
+from homunculi.experiments.margins import check_hard_choices
 from homunculi.experiments.subject import Subject, first_line, prepared, same_random_state
+from homunculi.experiments.trial import check_random_tokens
 from homunculi.models import build, get
 
 __all__ = ["Certificate", "Check", "certify", "certify_architecture"]
 
-SECONDS = 30.0  # what a certificate should take
+SECONDS = 30.0  # what a certificate should take without the trial
+TRIAL_SECONDS = 45.0  # what training in the random-token trial may take
+WHOLE_SECONDS = 90.0  # after which the trial, which comes last, is held to LEAST_TRIAL_SECONDS
+LEAST_TRIAL_SECONDS = 10.0
 SLOW = 0.2  # seconds of a forward from which on less is asked
 SHORT = 128  # tokens at which a slow model is asked for all but causality
 DEFAULT_VOCAB = 64
 DEFAULT_CONTEXT = 128
 
-_CAUSALITY = {"token_edits", "gradients", "prefix_consistency"}
-_CAUSALITY_IN_TRAINING = {"token_edits_training", "gradients_training"}
+_CAUSALITY = {"token_edits", "gradients", "prefix_consistency", "random_tokens"}
+_CAUSALITY_IN_TRAINING = {"token_edits_training", "gradients_training", "random_tokens_training"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +67,19 @@ class _Effort:
         slow = seconds > SLOW
         other_checks = 20 if slow else 35  # what they cost, in evaluating forwards of one row
         edits = int((SECONDS / max(seconds, 1e-6) - other_checks) / 2)
-        return cls(min(24, max(4, edits)), 1 if slow else 2, min(context, SHORT) if slow else context)
+        return cls(min(40, max(4, edits)), 1 if slow else 2, min(context, SHORT) if slow else context)
 
 
-def certify(model: Callable[..., Any], vocab_size: int, context: int, *, seed: int = 0) -> Certificate:
+def certify(
+    model: Callable[..., Any], vocab_size: int, context: int, *, seed: int = 0, trial_seconds: float = TRIAL_SECONDS
+) -> Certificate:
     """Certify a module or function from token ids (B, T) to logits (B, T, V).
 
     A difference counts from 1e-9 on, relative to the logits, where float64 is possible throughout; from 1e-4 where
-    float32 appears; from 3e-2 below that. `causal` is the verdict of token edits, gradients and prefixes in evaluation
-    mode, `causal_in_training` that of token edits and gradients in training mode with equal random draws (a plain
-    function has one mode). The model, its mode and torch's random generators are left as they were.
+    float32 appears; from 3e-2 below that. `causal` is the verdict of token edits, gradients, prefixes and the
+    random-token trial in evaluation mode, `causal_in_training` that of token edits and gradients, with equal random
+    draws, and of the trial in training mode (a plain function has one mode and no trial). The model, its mode and
+    torch's random generators are left as they were.
 
     Caches are checked where the model has ``new_cache`` and takes ``cache=`` as `LanguageModel` says. An architecture
     whose modulation starts neutral declares it by a method ``neutral_twin()``: a model with the same weights that
@@ -81,6 +90,7 @@ def certify(model: Callable[..., Any], vocab_size: int, context: int, *, seed: i
         vocab_size: ids are drawn below it.
         context: tokens of the sequences that are tried.
         seed: of tokens, perturbation and random draws.
+        trial_seconds: what training in the random-token trial may take; 0 leaves the trial out.
 
     Raises:
         InputError: vocabulary or context below 2, or the model does not turn such ids into logits.
@@ -92,14 +102,20 @@ def certify(model: Callable[..., Any], vocab_size: int, context: int, *, seed: i
     generator = torch.Generator().manual_seed(seed)
     rows_BT = torch.randint(vocab_size, (3, context), generator=generator)
     notes: list[str] = []
+    began = time.perf_counter()
     with prepared(model, rows_BT[:1], seed, notes) as subject:
         session = _Session(subject, rows_BT, vocab_size, generator, notes)
-        checks = tuple(session.run())
+        checks = (*session.run(), *session.trial(model, _left(trial_seconds, began)))
     passed = {check.name: check.passed for check in checks}
     causal = all(passed[name] for name in _CAUSALITY if name in passed)
     in_training = [passed[name] for name in _CAUSALITY_IN_TRAINING if name in passed]
     trains = bool(in_training) and all(in_training) if subject.module is not None else causal
     return Certificate(causal, trains, checks, _budget(model, context), tuple(notes))
+
+
+def _left(seconds: float, began: float) -> float:
+    """Of the seconds asked for, those that keep the whole certificate short."""
+    return min(seconds, max(LEAST_TRIAL_SECONDS, WHOLE_SECONDS - (time.perf_counter() - began)))
 
 
 @dataclass(slots=True)
@@ -130,6 +146,21 @@ class _Session:
             self.notes.append("draws at random in evaluation: prefixes, batches and caches cannot be compared")
         if hasattr(subject.module, "neutral_twin"):
             yield from self._try("neutral_start", self._neutral_start)
+        yield from self._try("hard_choices", lambda: check_hard_choices(subject, rows_BT[:1]))
+
+    def trial(self, model: Any, seconds: float) -> list[Check]:
+        """The random-token trial of the model as it was given."""
+        if self.subject.module is None or seconds <= 0:
+            reason = "a plain function cannot be trained" if self.subject.module is None else "no time was given"
+            self.notes.append(f"random-token trial left out: {reason}")
+            return []
+        logits_BTV = self.subject.logits(self.rows_BT[:1])
+        ask = partial(check_random_tokens, model, logits_BTV, self.rows_BT.shape[1], notes=self.notes)
+        try:
+            return ask(seed=self.subject.seed, seconds=seconds)
+        except Exception as error:  # whatever training meets, too little memory included, says nothing about a look
+            self.notes.append(f"random-token trial left out: {first_line(error)}")
+            return []
 
     def _edits_and_gradients(self, effort: _Effort) -> Iterator[Check]:
         subject, ids_BT, generator = self.subject, self.rows_BT[:1], self.generator
@@ -151,7 +182,7 @@ class _Session:
         yield from self._try("prefix_consistency", lambda: check_prefixes(subject, self.rows_BT[:1], lengths))
         yield from self._try("batch_independence", lambda: check_batch(subject, rows_BT))
         if hasattr(subject.module, "new_cache"):
-            yield from self._try("cached_decoding", lambda: check_cached_decoding(subject, rows_BT[:2]))
+            yield from self._try("cached_decoding", lambda: check_cached_decoding(subject, rows_BT))
 
     def _try(self, name: str, check: Callable[[], Check | list[Check] | None]) -> list[Check]:
         """What a check finds. An error fails it for a model of ours; another model's check is left out, with a note."""
@@ -178,12 +209,15 @@ def _budget(model: Any, context: int) -> Budget | None:
     return model.budget(context) if isinstance(model, LanguageModel) else None
 
 
-def certify_architecture(name: str, *, seed: int = 0, **config: Any) -> Certificate:
+def certify_architecture(
+    name: str, *, seed: int = 0, trial_seconds: float = TRIAL_SECONDS, **config: Any
+) -> Certificate:
     """Certify a freshly built model of a registered architecture, at the full context of its configuration.
 
     Args:
         name: the architecture.
         seed: as in `certify`, and of the weights.
+        trial_seconds: as in `certify`.
         config: fields of its configuration. Left out, `vocab_size` is 64 and `max_seq_len` is 128.
 
     Raises:
@@ -197,4 +231,4 @@ def certify_architecture(name: str, *, seed: int = 0, **config: Any) -> Certific
         model = build(name, **config)
     vocab_size = getattr(model.config, "vocab_size", DEFAULT_VOCAB)
     context = getattr(model.config, "max_seq_len", DEFAULT_CONTEXT)
-    return certify(model, vocab_size, context, seed=seed)
+    return certify(model, vocab_size, context, seed=seed, trial_seconds=trial_seconds)

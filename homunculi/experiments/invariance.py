@@ -56,11 +56,15 @@ def check_state(subject: Subject, ids_BT: Tensor) -> Check:
 def check_cached_decoding(subject: Subject, rows_BT: Tensor) -> list[Check]:
     """Reading through a cache gives the logits of the full forward: in pieces, and for rows of different lengths."""
     whole = subject.logits(rows_BT)
-    pieces = _in_pieces(subject, rows_BT)
+    pieces = float(differences(whole, _in_pieces(subject, rows_BT)).max())
     ragged = _ragged(subject, rows_BT, whole)
+    notes = (
+        "reading through a cache gives other logits",
+        "padded rows of different lengths get other logits through a cache",
+    )
     return [
-        Check.of("cached_decoding", float(differences(whole, pieces).max()), subject.limit),
-        Check.of("ragged_decoding", ragged, subject.limit),
+        Check.of(name, value, subject.limit, note if value > subject.limit else "")
+        for name, value, note in zip(("cached_decoding", "ragged_decoding"), (pieces, ragged), notes, strict=True)
     ]
 
 
@@ -84,28 +88,26 @@ def _in_pieces(subject: Subject, rows_BT: Tensor) -> Tensor:
 
 
 def _ragged(subject: Subject, rows_BT: Tensor, whole_BTV: Tensor) -> float:
-    """Two prompts of different lengths, the shorter padded on the right, then the tokens that follow each, in twos."""
-    n_tokens = rows_BT.shape[1]
+    """Prompts of different lengths, padded on the right to the longest, then twice the token that follows each."""
+    n_rows, n_tokens = rows_BT.shape
     if n_tokens < 4:
         return 0.0
-    longest, shortest = n_tokens - 2, max(1, n_tokens // 2 - 1)
-    lengths_B = torch.tensor([longest, shortest], device=subject.device)
-    cache = _new_cache(subject, 2, n_tokens)
-    prompts_BT = rows_BT[:, :longest].clone()
-    prompts_BT[1, shortest:] = 0
+    lengths = [n_tokens - 2, max(1, n_tokens // 2 - 1), 1][:n_rows]
+    lengths_B = torch.tensor(lengths, device=subject.device)
+    cache = _new_cache(subject, n_rows, n_tokens)
+    prompts_BT = rows_BT[:, : lengths[0]].clone()
+    for i, n in enumerate(lengths):
+        prompts_BT[i, n:] = 0
     cache.announce(lengths_B)
     read = subject.logits(prompts_BT, cache=cache)
     cache.advance(lengths_B)
-    rows = range(2)
-    worst = [
-        differences(read[i : i + 1, :n], whole_BTV[i : i + 1, :n]).max() for i, n in enumerate((longest, shortest))
-    ]
+    worst = [differences(read[i : i + 1, :n], whole_BTV[i : i + 1, :n]).max() for i, n in enumerate(lengths)]
     for _ in range(2):
         starts = cache.lengths_B.tolist()
-        next_BT = torch.stack([rows_BT[i, starts[i] : starts[i] + 1] for i in rows])
+        next_BT = torch.stack([rows_BT[i, n : n + 1] for i, n in enumerate(starts)])
         read = subject.logits(next_BT, cache=cache)
         cache.advance(1)
-        worst += [differences(read[i : i + 1], whole_BTV[i : i + 1, starts[i] : starts[i] + 1]).max() for i in rows]
+        worst += [differences(read[i : i + 1], whole_BTV[i : i + 1, n : n + 1]).max() for i, n in enumerate(starts)]
     return float(max(worst))
 
 

@@ -49,7 +49,7 @@ class Subject:
     def __init__(self, call: Callable[..., Any], module: nn.Module | None, *, wide: bool, seed: int) -> None:
         self.call, self.module, self.wide, self.seed = call, module, wide, seed
         self.limit = LIMITS[torch.float64] if wide else LIMITS[torch.float32]
-        self.device = _device_of(module)
+        self.device = device_of(module)
         self._buffers = {} if module is None else {name: b.clone() for name, b in module.named_buffers()}
 
     def logits(self, ids_BT: Tensor, *, training: bool = False, seed: int | None = None, **more: Any) -> Tensor:
@@ -63,7 +63,7 @@ class Subject:
             self.module.train(training)
         torch.manual_seed(self.seed if seed is None else seed)
         with self.types():
-            logits_BTV = _logits_in(self.call(ids_BT.to(self.device, copy=True), **more))
+            logits_BTV = logits_in(self.call(ids_BT.to(self.device, copy=True), **more))
         if logits_BTV.dim() != 3 or logits_BTV.shape[:2] != ids_BT.shape:
             raise InputError(f"expected logits (B, T, V) for ids {tuple(ids_BT.shape)}, got {tuple(logits_BTV.shape)}")
         return logits_BTV
@@ -146,7 +146,12 @@ class _Precisions(TorchDispatchMode):
         return result
 
 
-def _logits_in(output: Any) -> Tensor:
+def logits_in(output: Any) -> Tensor:
+    """The logits of whatever a model returned.
+
+    Raises:
+        InputError: there are none.
+    """
     if isinstance(output, Mapping) and "logits" in output:
         output = output["logits"]
     elif isinstance(output, tuple) and output and not hasattr(output, "logits"):
@@ -157,7 +162,8 @@ def _logits_in(output: Any) -> Tensor:
     return logits
 
 
-def _device_of(module: nn.Module | None) -> torch.device:
+def device_of(module: nn.Module | None) -> torch.device:
+    """Where a module's tensors lie."""
     first = None if module is None else next((t for _, t in _tensors(module)), None)
     return torch.device("cpu") if first is None else first.device
 
@@ -256,7 +262,7 @@ def _copied(module: nn.Module, ids_BT: Tensor, seed: int, notes: list[str]) -> S
 
 def _variant(module: nn.Module, wide: bool, noisy: bool, seed: int) -> Subject:
     if wide:
-        module = (module.cpu() if _device_of(module).type == "mps" else module).double()
+        module = (module.cpu() if device_of(module).type == "mps" else module).double()
     if isinstance(module, LanguageModel):
         module.compute_dtype = None
     if noisy:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from homunculi.parts.routing import Quota, admit, put_sum, select, take
+
 VOCAB = 17
 CONTEXT = 24
 D = 8
@@ -111,6 +113,23 @@ class BatchNormalised(Toy):
         return super().mix(self.norm(x_BTD.mT).mT)
 
 
+class OpensByTraining(Toy):
+    """A word about the next token, rounded to whole numbers: always 0 until training has made it loud enough.
+
+    Rounding lets no small word through, so edits move nothing; what is said of a token has no gradient by it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.say, self.hear = nn.Linear(D, 1, bias=False), nn.Linear(1, D, bias=False)
+        nn.init.zeros_(self.say.weight)
+
+    def mix(self, x_BTD: Tensor) -> Tensor:
+        word_BT1 = self.say(x_BTD.detach())
+        word_BT1 = word_BT1 + (word_BT1.round() - word_BT1).detach()
+        return super().mix(x_BTD) + self.hear(F.pad(word_BT1[:, 1:], (0, 0, 0, 1)))
+
+
 # Other faults.
 
 
@@ -161,7 +180,69 @@ class Remembering(Toy):
         return mixed
 
 
+class Diverging(Toy):
+    """Gives no numbers in training."""
+
+    def mix(self, x_BTD: Tensor) -> Tensor:
+        return super().mix(x_BTD) * (float("nan") if self.training else 1.0)
+
+
+class OneLengthOnly(Toy):
+    """Leaky, and takes rows of exactly the context."""
+
+    def mix(self, x_BTD: Tensor) -> Tensor:
+        if x_BTD.shape[1] != CONTEXT:
+            raise ValueError("whole contexts, please")
+        return x_BTD + F.pad(x_BTD[:, 1:], (0, 0, 0, 1))
+
+
+class OnAKnifeEdge(Toy):
+    """A threshold at numbers so large that only rounding says on which side they lie."""
+
+    def mix(self, x_BTD: Tensor) -> Tensor:
+        return super().mix(x_BTD * ((1e9 * x_BTD[..., :1]).sin() > 0))
+
+
 # Honest models.
+
+
+class WithoutGradient(Toy):
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        return super().forward(ids_BT).detach()
+
+
+class Dropped(Toy):
+    def mix(self, x_BTD: Tensor) -> Tensor:
+        return super().mix(F.dropout(x_BTD, 0.3, self.training))
+
+
+class RecurrentSum(Toy):
+    """A sum that forgets, step by step."""
+
+    def mix(self, x_BTD: Tensor) -> Tensor:
+        state_BD, states = torch.zeros_like(x_BTD[:, 0]), []
+        for x_BD in x_BTD.unbind(1):
+            state_BD = 0.8 * state_BD + x_BD.tanh()
+            states.append(state_BD)
+        return x_BTD + torch.stack(states, 1)
+
+
+class Admitting(Toy):
+    """A hard threshold under a quota: tokens that are admitted pass a layer of their own, gathered into one block."""
+
+    quota = Quota(share=0.5, burst=2)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.layer = nn.Linear(D, 1), nn.Linear(D, D)
+
+    def mix(self, x_BTD: Tensor) -> Tensor:
+        mixed_BTD, n_tokens = super().mix(x_BTD), x_BTD.shape[1]
+        score_BT = self.router(mixed_BTD)[..., 0]
+        quota_BT = self.quota.at(torch.arange(n_tokens)).expand_as(score_BT)
+        chosen = select(admit(score_BT > 0, quota_BT), self.quota.of_first(n_tokens))
+        gate_BC1 = take(score_BT[..., None], chosen.index_BC).sigmoid()
+        return put_sum(mixed_BTD, gate_BC1 * self.layer(take(mixed_BTD, chosen.index_BC)).tanh(), chosen)
 
 
 class Recurrent(nn.Module):
