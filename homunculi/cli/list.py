@@ -62,13 +62,18 @@ def _architectures(name: str) -> Rows:
 
 def _recipes(name: str) -> Rows:
     import importlib
+    import inspect
 
     from homunculi.cli.recipes import recipe_names
 
     rows = []
     for known in recipe_names():
-        described = (importlib.import_module(f"homunculi_recipes.{known}").__doc__ or "").strip().splitlines()
-        rows.append({"name": known, "what": described[0] if described else ""})
+        module = importlib.import_module(f"homunculi_recipes.{known}")
+        for function in vars(module).values():
+            if inspect.isfunction(function) and function.__module__ == module.__name__:
+                name = known if function.__name__ == known else f"{known}:{function.__name__}"
+                described = (function.__doc__ or "").strip().splitlines()
+                rows.append({"name": name, "what": described[0] if described else ""})
     return rows
 
 

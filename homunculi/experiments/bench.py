@@ -81,6 +81,9 @@ _SMALL = _shape(192, 6, 6, 256, 1024)
 _MIDDLE = _shape(256, 6, 8, 512, 50304)
 _LARGE = _shape(768, 12, 12, 1024, 50304)
 
+_RECURSIVE = {"d_model": 512, "n_heads": 8, "n_passes": 3, "max_seq_len": 512, "vocab_size": 4096}
+_ALL_PASSES = {"capacities": (1.0, 1.0, 1.0)}
+
 _N_GENERATIONS = 8
 
 CASES: dict[str, Case] = {
@@ -88,6 +91,21 @@ CASES: dict[str, Case] = {
     "train-124m": Case(model=_LARGE, batch=32, precision="bf16", on_gpu=True),
     "decode-18m-b1": Case(model=_MIDDLE, batch=1, precision="bf16", on_gpu=True, prompt=64, new_tokens=256),
     "decode-18m-b64": Case(model=_MIDDLE, batch=64, precision="bf16", on_gpu=True, prompt=64, new_tokens=256),
+    "train-18m-ncn": Case(model=_MIDDLE, batch=64, precision="bf16", on_gpu=True, architecture="ncn"),
+    "train-mor": Case(model=_RECURSIVE | {"n_slots": 11}, batch=64, precision="bf16", on_gpu=True, architecture="mor"),
+    "train-mor-all": Case(
+        model=_RECURSIVE | {"n_slots": 11} | _ALL_PASSES, batch=64, precision="bf16", on_gpu=True, architecture="mor"
+    ),
+    "train-homunculi": Case(
+        model=_RECURSIVE | {"n_shared": 2}, batch=64, precision="bf16", on_gpu=True, architecture="homunculi"
+    ),
+    "train-homunculi-all": Case(
+        model=_RECURSIVE | {"n_shared": 2} | _ALL_PASSES,
+        batch=64,
+        precision="bf16",
+        on_gpu=True,
+        architecture="homunculi",
+    ),
     "train-cpu": Case(model=_SMALL, batch=16, precision="float32", on_gpu=False),
     "decode-cpu": Case(model=_SMALL, batch=1, precision="float32", on_gpu=False, prompt=64, new_tokens=128),
 }

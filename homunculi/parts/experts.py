@@ -69,9 +69,10 @@ class Experts(nn.Module):
         super().__init__()
         self.n_experts, self.n_active, self.activation = n_experts, n_active, activation
         shapes = {"gate": (d_model, d_expert), "in": (d_model, d_expert), "out": (d_expert, d_model)}
+        self.maps = nn.ModuleDict()
         for name in shapes if activation == "swiglu" else ("in", "out"):
             drawn = torch.randn(n_experts, *shapes[name]) * shapes[name][0] ** -0.5
-            self.register_module(name, nn.ParameterList(drawn.unbind()))
+            self.maps[name] = nn.ParameterList(matrix.clone() for matrix in drawn)
         self.register_buffer("bias_E", torch.zeros(n_experts))
 
     def forward(
@@ -135,12 +136,7 @@ class Experts(nn.Module):
 
     def _weight(self, name: str) -> Tensor:
         """All experts' matrices of that name, (E, inputs, outputs)."""
-        return torch.stack([*self._matrices(name)])
-
-    def _matrices(self, name: str) -> nn.ParameterList:
-        held = self._modules[name]  # as an attribute, compilation would stumble over the keyword `in`
-        assert isinstance(held, nn.ParameterList)
-        return held
+        return torch.stack(list(self.maps[name].parameters()))
 
     def _block_size(self, x_ND: Tensor, n_pairs: int) -> int:
         """1 where an expert may have any number of rows without waiting for the device; else a power of 2 from 8 to
@@ -170,11 +166,13 @@ def lay_out(indices_NA: Tensor, n_experts: int, size: int) -> Layout:
     """
     n_pairs = indices_NA.numel()
     n_rows = n_pairs if size == 1 else (n_pairs // size + n_experts) * size
-    mine_EN = indices_NA.flatten() == _numbers(n_experts, indices_NA)[:, None]
-    rank_EN = mine_EN.cumsum(1)
-    room_E = (rank_EN[:, -1] + size - 1) // size * size
+    expert_N = indices_NA.flatten()
+    held_E = (expert_N == _numbers(n_experts, indices_NA)[:, None]).sum(1)
+    room_E = (held_E + size - 1) // size * size
     ends_E = room_E.cumsum(0)
-    row_N = ((rank_EN - 1 + (ends_E - room_E)[:, None]) * mine_EN).sum(0)
+    shift_E = (ends_E - room_E) - (held_E.cumsum(0) - held_E)
+    order_N = expert_N.argsort(stable=True)
+    row_N = torch.empty_like(order_N).scatter(0, order_N, _numbers(n_pairs, order_N) + shift_E[expert_N[order_N]])
     token_N = torch.arange(n_pairs, device=row_N.device) // indices_NA.shape[1]
     token_P = torch.zeros(n_rows, dtype=torch.long, device=row_N.device).index_copy(0, row_N, token_N)
     return Layout(row_N.view_as(indices_NA), token_P, ends_E, size)

@@ -47,6 +47,13 @@ def test_rmsnorm_of_a_strided_input_has_the_same_gradient() -> None:
     torch.testing.assert_close(wide.grad, want)
 
 
+def test_a_forward_gives_the_same_bits_with_and_without_a_gradient_to_come() -> None:
+    norm, x = RMSNorm(24), torch.randn(5, 7, 24, requires_grad=True)
+    with torch.no_grad():
+        free = norm(x)
+    assert torch.equal(free, norm(x))
+
+
 @pytest.mark.parametrize(("d_head", "n_heads"), [(2, 1), (4, 3), (32, 2)])
 @pytest.mark.parametrize("positions", [slice(3, 12), torch.tensor([[0, 5, 1], [7, 2, 2]])], ids=["slice", "rows"])
 def test_rotation_and_its_gradient_equal_the_definition_in_float64(

@@ -34,7 +34,7 @@ def inputs(skew: float = 0.0) -> tuple[Tensor, Tensor]:
 
 
 def token_by_token(m: Experts, x_BCD: Tensor, logits_BCE: Tensor) -> Tensor:
-    weights = {name: list(held) for name, held in m.named_children()}
+    weights = {name: list(held) for name, held in m.maps.items()}
     out = []
     for x_D, logits_E in zip(x_BCD.flatten(0, 1), logits_BCE.flatten(0, 1), strict=True):
         chosen = (logits_E + m.bias_E).argsort(descending=True)[: m.n_active]

@@ -1,0 +1,256 @@
+"""The flagship: every sentence that describes it holds."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from homunculi.core.taps import Recording
+from homunculi.errors import InputError
+from homunculi.models.homunculi import EFFECTS, KAPPA, REGIONS, SIGNALS, Config, Homunculi
+from homunculi.models.mor import Config as MoRConfig
+from homunculi.models.mor import MoR
+from homunculi.train.config import RunConfig, TrainConfig
+from homunculi.train.distributed import World
+from homunculi.train.loss import TrainingLoss
+from homunculi.train.step import Updater
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 31,
+    "d_model": 16,
+    "n_heads": 2,
+    "max_seq_len": 24,
+    "window": 4,
+    "n_experts": 4,
+    "plan_width": 8,
+    "packet_width": 8,
+}
+
+
+def make(seed: int = 0, noise: float = 0.0, **fields: Any) -> Homunculi:
+    torch.manual_seed(seed)
+    model = Homunculi(Config(**(SIZES | fields)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(noise * torch.randn_like(parameter))
+    return model.eval()
+
+
+def ids(n_rows: int = 2, n_tokens: int = 24, seed: int = 1) -> Tensor:
+    return torch.randint(31, (n_rows, n_tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def record(model: Homunculi, tokens: Tensor, **hooks: Any) -> Recording:
+    seen = Recording("*", others=hooks.get("others"))
+    with torch.no_grad():
+        model(tokens, seen)
+    return seen
+
+
+def test_without_regions_and_packet_it_is_the_mixture_of_recursions() -> None:
+    bare = make(regions=(), signals=(), n_shared=2, burst=3, noise=0.1)
+    plain = MoR(
+        MoRConfig(vocab_size=31, d_model=16, n_heads=2, max_seq_len=24, n_slots=8, n_passes=3, burst=3, qk_norm=True)
+    ).eval()
+    names = {"first.": "blocks.0.", "last.": "blocks.3."}
+    for k in range(2):
+        names |= {
+            f"temporal.{k}.norm.": f"blocks.{1 + k}.attn_norm.",
+            f"temporal.{k}.attn.": f"blocks.{1 + k}.attn.",
+            f"neocortex.{k}.norm.": f"blocks.{1 + k}.mlp_norm.",
+            f"neocortex.{k}.plain.": f"blocks.{1 + k}.mlp.",
+        }
+    state = {}
+    for name, tensor in bare.state_dict().items():
+        prefix = next((p for p in names if name.startswith(p)), "")
+        state[names.get(prefix, "") + name.removeprefix(prefix)] = tensor
+    state.pop("dopamine_G")
+    plain.load_state_dict(state)
+    assert torch.equal(bare(ids()).logits, plain(ids()).logits)
+
+
+def test_a_packet_at_its_start_changes_no_bit_and_still_learns() -> None:
+    model = make()
+    assert torch.equal(model(ids()).logits, model.neutral_twin().eval()(ids()).logits)
+    config = RunConfig(model=model.config, steps=4, lr=1e-2, compile="off", train=TrainConfig())
+    updater = Updater(model, config, None, World(), torch.device("cpu"), pytest.fail)
+    before = {name: p.detach().clone() for name, p in model.packet.named_parameters()}  # type: ignore[union-attr]
+    for step in (1, 2, 3):
+        updater.update(step, [ids(4, 24, seed=step)], stop=False)
+    still = [name for name, p in model.packet.named_parameters() if torch.equal(p, before[name])]  # type: ignore[union-attr]
+    assert not still
+
+
+@pytest.mark.parametrize("signal", SIGNALS)
+def test_a_signal_influences_within_its_bound_and_can_be_clamped(signal: str) -> None:
+    model = make(noise=0.2)
+    effect = next(effect for effect, source in EFFECTS.items() if source == signal)
+    for level in (0.0, 1.0, 2.0, 1e6):
+        factor = model.packet.influence(effect, {signal: torch.tensor([level])})  # type: ignore[union-attr]
+        assert factor is not None and abs(factor.item() - 1) <= KAPPA + 1e-6
+    free = model(ids()).logits
+    outcomes = []
+    for level in (0.0, 1.0, 2.0):
+        hook = {f"steps.*.packet.{signal}": lambda t, name, level=level: torch.full_like(t, level)}
+        outcomes.append(model(ids(), Recording(others=hook)).logits)
+    assert not torch.allclose(outcomes[0], outcomes[2]) and not torch.allclose(outcomes[1], free)
+
+
+def test_the_prefrontal_state_crosses_passes_and_tokens() -> None:
+    model = make(noise=0.3, capacities=(1.0, 1.0, 1.0))
+    base = record(model, ids())
+
+    def write(tensor: Tensor, name: str) -> Tensor:
+        changed = tensor.clone()
+        changed[:, 3] += 1
+        return changed
+
+    after = record(model, ids(), others={"steps.1.prefrontal.state": write})
+    moved = (after["steps.2.prefrontal.state"] - base["steps.2.prefrontal.state"]).abs().amax((0, 2))
+    assert moved[3] > 1e-4, "the same token's next pass hears nothing"
+    assert moved[4] > 1e-6, "the next token's next pass hears nothing"
+    assert moved[:3].max() == 0
+
+
+def test_inhibition_closes_an_expert_and_a_memory_head() -> None:
+    model = make(noise=0.2, capacities=(1.0, 1.0, 1.0), n_active=2)
+
+    def close_first(tensor: Tensor, name: str) -> Tensor:
+        closed = tensor.clone()
+        closed[..., 0] = 0
+        return closed
+
+    seen = record(model, ids(), others={"steps.*.prefrontal.open_experts": close_first})
+    chosen = torch.cat([seen[f"steps.{i}.experts.logits"].topk(2, -1).indices.flatten() for i in (1, 2, 3)])
+    assert 0 not in chosen
+    free = record(model, ids())
+    assert any(0 in free[f"steps.{i}.experts.logits"].topk(2, -1).indices for i in (1, 2, 3))
+    silenced = record(model, ids(), others={"steps.1.prefrontal.open_heads": close_first})
+    assert silenced["steps.2.memory.z"][..., 0, :].abs().max() == 0
+    assert silenced["steps.2.memory.z"][..., 1, :].abs().max() > 0
+
+
+def test_routing_of_depth_experts_and_memory_follows_salience() -> None:
+    model = make(noise=0.2)
+    quiet, loud = (
+        record(model, ids(), others={"*amygdala.salience": lambda t, name, level=level: torch.full_like(t, level)})
+        for level in (0.0, 1.0)
+    )
+    assert (loud["steps.2.router.score"] > quiet["steps.2.router.score"]).all()
+    assert not torch.equal(loud["steps.1.experts.logits"], quiet["steps.1.experts.logits"])
+    assert (loud["steps.1.memory.write"] >= quiet["steps.1.memory.write"]).all()
+    assert quiet["steps.1.memory.write"].max() == 0
+
+
+def test_the_wish_to_halt_moves_the_next_passes_router() -> None:
+    model = make(noise=0.2)
+    halted = record(model, ids(), others={"steps.1.prefrontal.halt": lambda t, name: torch.full_like(t, 9.0)})
+    assert (halted["steps.2.router.score"] < record(model, ids())["steps.2.router.score"]).all()
+    assert not halted["steps.2.router.taking"].any()
+
+
+def test_a_token_beyond_the_window_is_remembered_by_the_memory_alone() -> None:
+    """One pass with a window of one token, first and last block cut off from the past: only the memory reaches back."""
+    far = {"n_passes": 1, "window": 1}
+    model = make(noise=0.2, **far, signals=(), regions=("temporal",))
+    for block in (model.first, model.last):
+        torch.nn.init.zeros_(block.attn.o.weight)
+    changed = ids().clone()
+    changed[:, 0] = (changed[:, 0] + 1) % 31
+    assert not torch.allclose(model(changed).logits[:, 8:], model(ids()).logits[:, 8:], atol=1e-6)
+    for temporal in model.temporal:
+        torch.nn.init.zeros_(temporal.memory.o.weight)
+    assert torch.equal(model(changed).logits[:, 8:], model(ids()).logits[:, 8:])
+
+
+@pytest.mark.parametrize("target", ["surprise", "reducible"])
+def test_the_amygdala_learns_its_forecast_and_nothing_else_does(target: str) -> None:
+    model = make(forecast=target).train()
+    losses = TrainingLoss(model)(ids(4, 24))
+    losses.terms["forecast"].backward()
+    reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert reached == {"amygdala.forecast.weight", "amygdala.bias"}
+
+
+def test_statistics_move_thresholds_biases_and_the_running_dopamine() -> None:
+    model = make(noise=0.2).train()
+    found = TrainingLoss(model)(ids(4, 24)).statistics
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with torch.no_grad():
+        model.after_update(found)
+    moved = {name for name, buffer in model.named_buffers() if not torch.equal(buffer, before[name])}
+    expected = {"dopamine_G", "amygdala.typical", "router.threshold_R", "router.mean_R", "neocortex.0.experts.bias_E"}
+    assert moved == expected
+
+
+def test_dopamine_makes_regions_learn_at_their_own_pace() -> None:
+    model = make()
+    with torch.no_grad():
+        model.dopamine_G.copy_(torch.tensor([1.4, 1.0, 0.6]))
+    paces = model.plasticity()
+    assert list(paces) == ["temporal", "prefrontal", "neocortex"]
+    assert paces["temporal"] > paces["prefrontal"] > paces["neocortex"]
+    assert not make(signals=()).plasticity()
+
+
+@pytest.mark.parametrize("region", [*REGIONS, "packet"])
+def test_each_part_can_be_left_out_or_filled_up_with_plain_parameters(region: str) -> None:
+    whole = make(d_model=32)
+    rest = tuple(name for name in REGIONS if name != region)
+    without: dict[str, Any] = {"signals": ()} if region == "packet" else {"regions": rest}
+    out, filled = make(d_model=32, **without), make(d_model=32, **without, filled=(region,))
+    n_whole, n_out, n_filled = (m.budget().parameters for m in (whole, out, filled))
+    assert n_out < n_whole
+    assert n_filled == pytest.approx(n_whole, rel=0.01)
+    assert all(m(ids()).logits.isfinite().all() for m in (out, filled))
+
+
+@pytest.mark.parametrize("router", ["token_choice", "expert_choice"])
+def test_the_other_routers_decode_exactly_too(router: str) -> None:
+    model = make(router=router, noise=0.1).double()
+    whole = model(ids()).logits
+    cache, pieces = model.new_cache(2, 24), []
+    for piece in ids().split([1, 9, 1, 13], dim=1):
+        pieces.append(model(piece, cache=cache).logits)
+        cache.advance(piece.shape[1])
+    torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-9, atol=1e-9)
+
+
+def test_rows_that_nobody_takes_further_are_skipped_while_decoding() -> None:
+    model = make(noise=0.1)
+    with torch.no_grad():
+        model.router.threshold_R.fill_(1e9)
+    seen = Recording("steps.*.resid_post")
+    model(ids(2, 1), seen, cache=model.new_cache(2, 24))
+    assert "steps.1.resid_post" in seen.seen and "steps.2.resid_post" not in seen.seen
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"regions": ("temporal", "cerebellum")}, "model.regions: cerebellum"),
+        ({"signals": ("dopamine", "dopamine")}, "model.signals"),
+        ({"filled": ("temporal",)}, "model.filled: temporal takes part itself"),
+        ({"filled": ("packet",)}, "model.filled: packet takes part itself"),
+        ({"capacities": (1.0, 0.5)}, "model.capacities"),
+        ({"capacities": (1.0, 0.3, 0.6)}, "model.capacities"),
+        ({"capacities": (0.5, 0.5, 0.5)}, "the first pass takes every token"),
+        ({"n_active": 9}, "model.n_active"),
+        ({"n_heads": 3}, "model.n_heads"),
+        ({"n_passes": 0}, "model.n_passes"),
+        ({"window": -1}, "model.window"),
+        ({"router": "oracle"}, "model.router"),
+    ],
+)
+def test_impossible_settings_are_refused_by_field(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(Config(**SIZES), **fields)
+
+
+def test_documents_in_one_sequence_are_refused() -> None:
+    with pytest.raises(InputError, match=r"text\.document_mask"):
+        make()(ids(), documents_BT=torch.zeros(2, 24, dtype=torch.long))
