@@ -1,4 +1,4 @@
-"""The abstract language model. It holds a configuration and names what an architecture provides; it computes nothing.
+"""The abstract language model. It holds a configuration and names what an architecture provides.
 
 Legend: B batch, T positions, D width, V vocabulary.
 """
@@ -52,7 +52,6 @@ class LanguageModel(nn.Module, ABC):
     def readout(self, x_BTD: Tensor, taps: TapPoint = NO_TAPS) -> Tensor:
         """Logits (B, T, V) of a residual state, of the last step or of any other."""
 
-    @abstractmethod
     def forward(
         self,
         ids_BT: Tensor,
@@ -61,6 +60,8 @@ class LanguageModel(nn.Module, ABC):
         documents_BT: Tensor | None = None,
     ) -> Output:
         """The read-out of the trunk; arguments as `trunk`."""
+        hidden = self.trunk(ids_BT, taps, cache, documents_BT)
+        return Output(self.readout(hidden.x_BTD, taps), hidden.loss_terms, hidden.state, hidden.statistics)
 
     @abstractmethod
     def new_cache(self, batch_size: int, capacity: int) -> Cache:

@@ -9,17 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from ..core.budget import Budget, count_parameters
 from ..core.cache import Cache, KVSlot
 from ..core.model import LanguageModel
-from ..core.output import Hidden, Output
+from ..core.output import Hidden
 from ..core.schedule import in_order
 from ..core.taps import NO_TAPS, TapPoint
 from ..errors import InputError
-from ..parts.block import Block
+from ..parts.block import Block, positions_and_mask
 from ..parts.linear import Linear
 from ..parts.norm import RMSNorm
 from ..parts.rope import RotaryEmbedding
@@ -133,7 +132,7 @@ class GPT(LanguageModel):
     ) -> Hidden:
         x_BTD = self.embed(ids_BT)
         x_BTD = taps("embed", x_BTD.to(self.compute_dtype or x_BTD.dtype))
-        positions, mask_BTS = self._positions_and_mask(ids_BT, cache, documents_BT)
+        positions, mask_BTS = positions_and_mask(ids_BT, self.config.max_seq_len, cache, documents_BT)
         rotation = self.rope.at(positions, x_BTD.dtype)
         for i, step in enumerate(self.schedule):
             slot = None if cache is None else (cache.at(step.slot), positions)
@@ -144,31 +143,6 @@ class GPT(LanguageModel):
         weight_VD = self.embed.weight if self.untied is None else self.untied.weight
         x_BTD = taps("readout.norm", self.norm(x_BTD))
         return taps("readout.logits", nn.functional.linear(x_BTD, weight_VD.to(x_BTD.dtype)))
-
-    def forward(
-        self,
-        ids_BT: Tensor,
-        taps: TapPoint = NO_TAPS,
-        cache: Cache | None = None,
-        documents_BT: Tensor | None = None,
-    ) -> Output:
-        hidden = self.trunk(ids_BT, taps, cache, documents_BT)
-        return Output(self.readout(hidden.x_BTD, taps), hidden.loss_terms, statistics=hidden.statistics)
-
-    def _positions_and_mask(
-        self, ids_BT: Tensor, cache: Cache | None, documents_BT: Tensor | None
-    ) -> tuple[Tensor | slice, Tensor | None]:
-        """Positions for the rotation, and what each position may see (None: everything up to itself)."""
-        n_tokens = ids_BT.shape[1]
-        if cache is not None:
-            positions_BT = cache.positions(n_tokens)
-            return positions_BT, torch.arange(cache.capacity, device=ids_BT.device) <= positions_BT[..., None]
-        if n_tokens > self.config.max_seq_len:
-            raise InputError(f"{n_tokens} tokens are more than model.max_seq_len={self.config.max_seq_len}")
-        if documents_BT is None:
-            return slice(0, n_tokens), None
-        same_BTS = documents_BT[:, :, None] == documents_BT[:, None, :]
-        return slice(0, n_tokens), same_BTS.tril()
 
     def new_cache(self, batch_size: int, capacity: int) -> Cache:
         device, dtype = self.embed.weight.device, self.compute_dtype or self.embed.weight.dtype

@@ -26,7 +26,7 @@ from ..core.budget import Budget, count_parameters
 from ..core.cache import Cache, KVSlot
 from ..core.model import LanguageModel
 from ..core.modulation import Modulation
-from ..core.output import Hidden, Output
+from ..core.output import Hidden
 from ..core.schedule import shared
 from ..core.taps import NO_TAPS, TapPoint
 from ..errors import InputError
@@ -795,16 +795,6 @@ class Homunculi(LanguageModel):
         weight_VD = self.embed.weight if self.untied is None else self.untied.weight
         x_BTD = taps("readout.norm", self.norm(x_BTD))
         return taps("readout.logits", F.linear(x_BTD, weight_VD.to(x_BTD.dtype)))
-
-    def forward(
-        self,
-        ids_BT: Tensor,
-        taps: TapPoint = NO_TAPS,
-        cache: Cache | None = None,
-        documents_BT: Tensor | None = None,
-    ) -> Output:
-        hidden = self.trunk(ids_BT, taps, cache, documents_BT)
-        return Output(self.readout(hidden.x_BTD, taps), hidden.loss_terms, statistics=hidden.statistics)
 
     def _foresee(self, ids_BT: Tensor, first: Passed, x_BTD: Tensor) -> tuple[Tensor, Tensor] | None:
         """At sampled positions of a training forward: forecasts, and what they should have been, in ln V nats."""

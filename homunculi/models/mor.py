@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ..core.budget import Budget, count_parameters
 from ..core.cache import Cache, KVSlot
 from ..core.model import LanguageModel
-from ..core.output import Hidden, Output
+from ..core.output import Hidden
 from ..core.schedule import Schedule, shared
 from ..core.taps import NO_TAPS, TapPoint
 from ..errors import InputError
@@ -318,12 +318,6 @@ class MoR(LanguageModel):
         weight_VD = self.embed.weight if self.untied is None else self.untied.weight
         x_BTD = taps("readout.norm", self.norm(x_BTD))
         return taps("readout.logits", F.linear(x_BTD, weight_VD.to(x_BTD.dtype)))
-
-    def forward(
-        self, ids_BT: Tensor, taps: TapPoint = NO_TAPS, cache: Cache | None = None, documents_BT: Tensor | None = None
-    ) -> Output:
-        hidden = self.trunk(ids_BT, taps, cache, documents_BT)
-        return Output(self.readout(hidden.x_BTD, taps), hidden.loss_terms, statistics=hidden.statistics)
 
     def before_update(self, step: int, steps: int) -> None:
         self.router.before_update(step, steps)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..core.budget import Budget, count_parameters
 from ..core.cache import Cache, KVSlot
 from ..core.model import LanguageModel
-from ..core.output import Hidden, Output
+from ..core.output import Hidden
 from ..core.schedule import Sharing, shared
 from ..core.taps import NO_TAPS, TapPoint
 from ..errors import InputError
@@ -344,12 +344,6 @@ class MoRPublished(LanguageModel):
         weight_VD = self.embed.weight if self.untied is None else self.untied.weight
         x_BTD = taps("readout.norm", self.norm(x_BTD))
         return taps("readout.logits", F.linear(x_BTD, weight_VD.to(x_BTD.dtype)))
-
-    def forward(
-        self, ids_BT: Tensor, taps: TapPoint = NO_TAPS, cache: Cache | None = None, documents_BT: Tensor | None = None
-    ) -> Output:
-        hidden = self.trunk(ids_BT, taps, cache, documents_BT)
-        return Output(self.readout(hidden.x_BTD, taps), hidden.loss_terms, statistics=hidden.statistics)
 
     def _sight(self, ids_BT: Tensor, dtype: torch.dtype, cache: Cache | None, documents_BT: Tensor | None) -> Sight:
         """What steps on all tokens of a call know of positions; a mask is made only where one is needed."""

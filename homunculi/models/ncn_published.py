@@ -19,7 +19,7 @@ from ..core.budget import Budget, count_parameters
 from ..core.cache import Cache, KVSlot
 from ..core.model import LanguageModel
 from ..core.modulation import Modulation
-from ..core.output import Hidden, Output
+from ..core.output import Hidden
 from ..core.schedule import in_order
 from ..core.taps import NO_TAPS, TapPoint
 from ..errors import InputError
@@ -293,16 +293,6 @@ class NCNPublished(LanguageModel):
         weight_VD = self.embed.weight if self.untied is None else self.untied.weight
         x_BTD = taps("readout.norm", self.norm(x_BTD))
         return taps("readout.logits", F.linear(x_BTD, weight_VD.to(x_BTD.dtype)))
-
-    def forward(
-        self,
-        ids_BT: Tensor,
-        taps: TapPoint = NO_TAPS,
-        cache: Cache | None = None,
-        documents_BT: Tensor | None = None,
-    ) -> Output:
-        hidden = self.trunk(ids_BT, taps, cache, documents_BT)
-        return Output(self.readout(hidden.x_BTD, taps), hidden.loss_terms, statistics=hidden.statistics)
 
     def _positions_and_masks(
         self, ids_BT: Tensor, cache: Cache | None, documents_BT: Tensor | None

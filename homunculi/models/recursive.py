@@ -27,12 +27,12 @@ from torch import Tensor, nn
 from ..core.budget import Budget, count_parameters
 from ..core.cache import Cache, KVSlot
 from ..core.model import LanguageModel
-from ..core.output import Hidden, Output
+from ..core.output import Hidden
 from ..core.schedule import Schedule, Sharing, shared
 from ..core.taps import NO_TAPS, TapPoint
 from ..errors import InputError
 from ..parts.attention import CausalSelfAttention
-from ..parts.block import Block
+from ..parts.block import Block, positions_and_mask
 from ..parts.linear import Linear
 from ..parts.norm import RMSNorm
 from ..parts.rope import RotaryEmbedding
@@ -256,7 +256,7 @@ class Recursive(LanguageModel):
         config, rereads, ending = self.config, self.config.kv_sharing == "first", len(self.schedule) - 1
         x_BTD = self.embed(ids_BT)
         x_BTD = taps("embed", x_BTD.to(self.compute_dtype or x_BTD.dtype))
-        positions, mask_BTS = self._positions_and_mask(ids_BT, cache, documents_BT)
+        positions, mask_BTS = positions_and_mask(ids_BT, self.config.max_seq_len, cache, documents_BT)
         rotation, kept = self.rope.at(positions, x_BTD.dtype), [Kept(x_BTD, x_BTD) for _ in self.blocks]
 
         def apply(i: int, x_BTD: Tensor, taps: TapPoint, r: int = 0, gain_D: Tensor | None = None) -> Tensor:
@@ -316,12 +316,6 @@ class Recursive(LanguageModel):
         x_BTD = taps("readout.norm", self.norm(x_BTD))
         return taps("readout.logits", nn.functional.linear(x_BTD, weight_VD.to(x_BTD.dtype)))
 
-    def forward(
-        self, ids_BT: Tensor, taps: TapPoint = NO_TAPS, cache: Cache | None = None, documents_BT: Tensor | None = None
-    ) -> Output:
-        hidden = self.trunk(ids_BT, taps, cache, documents_BT)
-        return Output(self.readout(hidden.x_BTD, taps), hidden.loss_terms, statistics=hidden.statistics)
-
     def with_passes(self, n_passes: int) -> Recursive:
         """The same weights under a loop of another depth, for evaluation. Passes beyond the trained ones get the last
         pass's signal. Its schedule, caches and budget are of that depth; its configuration is that of the original."""
@@ -360,17 +354,6 @@ class Recursive(LanguageModel):
     def train(self, mode: bool = True) -> Self:
         self._read_depth()  # however the buffer was filled
         return super().train(mode)
-
-    def _positions_and_mask(self, ids_BT: Tensor, cache: Cache | None, documents_BT: Tensor | None) -> tuple[Any, Any]:
-        """Positions for the rotation, and what each position may see (None: everything up to itself)."""
-        n_tokens = ids_BT.shape[1]
-        if cache is not None:
-            positions_BT = cache.positions(n_tokens)
-            return positions_BT, torch.arange(cache.capacity, device=ids_BT.device) <= positions_BT[..., None]
-        if n_tokens > self.config.max_seq_len:
-            raise InputError(f"{n_tokens} tokens are more than model.max_seq_len={self.config.max_seq_len}")
-        same_BTS = None if documents_BT is None else documents_BT[:, :, None] == documents_BT[:, None, :]
-        return slice(0, n_tokens), None if same_BTS is None else same_BTS.tril()
 
     def new_cache(self, batch_size: int, capacity: int) -> Cache:
         if capacity > self.config.max_seq_len:

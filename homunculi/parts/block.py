@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
-from ..core.cache import KVSlot
+from ..core.cache import Cache, KVSlot
 from ..core.taps import TapPoint
+from ..errors import InputError
 from .attention import CausalSelfAttention
 from .mlp import feed_forward
 from .norm import RMSNorm
@@ -72,3 +74,23 @@ class Block(nn.Module):
         x_BTD = taps("resid_mid", x_BTD)
         x_BTD = x_BTD + self.dropout(self.mlp(self.mlp_norm(x_BTD), taps))
         return taps("resid_post", x_BTD)
+
+
+def positions_and_mask(
+    ids_BT: Tensor, max_seq_len: int, cache: Cache | None, documents_BT: Tensor | None
+) -> tuple[Tensor | slice, Tensor | None]:
+    """Positions for the rotation, and what each position may see (None: everything up to itself).
+
+    Raises:
+        InputError: more tokens than `max_seq_len`, or than the cache has room for.
+    """
+    n_tokens = ids_BT.shape[1]
+    if cache is not None:
+        positions_BT = cache.positions(n_tokens)
+        return positions_BT, torch.arange(cache.capacity, device=ids_BT.device) <= positions_BT[..., None]
+    if n_tokens > max_seq_len:
+        raise InputError(f"{n_tokens} tokens are more than model.max_seq_len={max_seq_len}")
+    if documents_BT is None:
+        return slice(0, n_tokens), None
+    same_BTS = documents_BT[:, :, None] == documents_BT[:, None, :]
+    return slice(0, n_tokens), same_BTS.tril()
