@@ -44,10 +44,11 @@ def certify(
 
 
 def _subject(subject: str, assignments: list[str]) -> tuple[Any, Any]:
-    """A model with random weights of an architecture, or a run's trained one and its folder."""
+    """A model with random weights of an architecture, a run's trained one and its folder, or one in a folder."""
     from homunculi.cli.architectures import default_model
     from homunculi.errors import InputError
     from homunculi.models import names
+    from homunculi.models.files import load_model
     from homunculi.runs.directory import open_run
     from homunculi.train.loading import load
 
@@ -55,6 +56,8 @@ def _subject(subject: str, assignments: list[str]) -> tuple[Any, Any]:
         return default_model(subject, assignments, vocab_size=256), None
     if not Path(subject).exists():
         raise InputError(f"{subject}: neither an architecture ({', '.join(names())}) nor the folder of a run")
+    if (Path(subject) / "config.json").exists() and not (Path(subject) / "run.json").exists() and not assignments:
+        return load_model(Path(subject)), None
     if assignments:
         raise InputError(f"{assignments[0]}: a run's settings cannot be changed; leave the assignments out")
     return load(subject), open_run(subject)
