@@ -9,11 +9,11 @@ import sys
 
 import typer
 
+from homunculi.cli.waiting import decide
 from homunculi.errors import BAD_INPUT, FAILURE, INTERRUPTED, HomunculiError
 
-# Must be set before torch is loaded. Threads that spin while they wait take the core from the thread they wait for as
-# soon as anything else runs on the machine: training then is several times slower (docs/LOG.md).
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "torch" not in sys.modules:  # OpenMP reads it when torch is loaded
+    decide(os.environ)
 
 VERBS = (
     "train",

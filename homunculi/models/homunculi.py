@@ -113,10 +113,10 @@ class Config:
     regions: tuple[str, ...] = REGIONS
     signals: tuple[str, ...] = SIGNALS
     filled: tuple[str, ...] = ()
-    forecast: Literal["surprise", "reducible", "none"] = "reducible"
+    forecast: Literal["surprise", "reducible", "none"] = "surprise"
     forecast_weight: float = 0.1
     homeostasis: float = 0.01
-    balance_rate: float = 1e-3
+    balance_rate: float = 1e-2
     qk_norm: bool = True
     tied: bool = True
     rope_base: float = 10000.0
@@ -623,10 +623,11 @@ class Homunculi(LanguageModel):
             choices.append(self._route(mind, levels, r, choices, call, taps))
             passed.append(self._think(mind, choices[r], levels, r, call, taps))
         x_BTD = self.last(mind.x_BTD, call.rotation, taps.at(len(self.schedule) - 1), call.mask_BTS, call.kv(-1))
+        if cache is not None:
+            return Hidden(x_BTD)
         foreseen = self._foresee(ids_BT, passed[0], x_BTD)
-        return Hidden(
-            x_BTD, self._loss_terms(choices, passed, foreseen), statistics=self._statistics(choices, passed, foreseen)
-        )
+        terms = self._loss_terms(choices, passed, foreseen)
+        return Hidden(x_BTD, terms, statistics=self._statistics(choices, passed, foreseen))
 
     def _call(self, ids_BT: Tensor, cache: Cache | None) -> Call:
         n_tokens, device = ids_BT.shape[1], ids_BT.device

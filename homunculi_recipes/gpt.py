@@ -1,0 +1,52 @@
+"""The plain transformer in three sizes: the baseline that every idea has to beat."""
+
+from dataclasses import replace
+
+from homunculi.models.gpt import Config
+from homunculi.text.config import TextConfig
+from homunculi.train.config import OutputConfig, RunConfig, TrainConfig
+
+# Shares in proportion to the tokens of each, so that all are read equally often.
+LIBRARY = "tinystories@8,childrens_books@17,classic_books@75"
+
+
+def small() -> RunConfig:
+    """1.3 M parameters on the embedded story world; minutes on two CPU cores."""
+    return RunConfig(
+        model=Config(d_model=128, n_blocks=6, n_heads=4, max_seq_len=256, activation="gelu"),
+        corpus="stories",
+        steps=700,
+        batch_tokens=2048,
+        lr=1e-2,
+        eval_every=100,
+        sample_every=100,
+        checkpoint_every=100,
+        text=TextConfig(vocab_size=1024),
+        train=TrainConfig(optimizer="muon", eval_tokens=16_384),
+        output=OutputConfig(log_every=10, prompts=("", "One morning"), sample_tokens=120),
+    )
+
+
+def medium() -> RunConfig:
+    """9 M parameters beside the token table, on the text at hand; validated on TinyStories; one GPU."""
+    return RunConfig(
+        model=Config(d_model=384, n_blocks=5, n_heads=6, max_seq_len=512, activation="swiglu", qk_norm=True),
+        corpus=LIBRARY,
+        steps=6880,
+        batch_tokens=16_384,
+        lr=8e-3,
+        eval_every=250,
+        sample_every=500,
+        checkpoint_every=500,
+        precision="bf16",
+        text=TextConfig(vocab_size=4096, val_corpus="tinystories"),
+        train=TrainConfig(optimizer="muon", eval_tokens=0),
+        output=OutputConfig(log_every=25, prompts=("Once upon a time", "The old sailor"), sample_tokens=120),
+    )
+
+
+def large() -> RunConfig:
+    """124 M parameters with a 50 k vocabulary, 85 M beside it: 12 blocks of width 768, context 1024; one large GPU."""
+    recipe = medium()
+    model = replace(recipe.model, d_model=768, n_blocks=12, n_heads=12, max_seq_len=1024)
+    return replace(recipe, model=model, steps=3440, batch_tokens=65_536, lr=4e-3)
