@@ -1,0 +1,144 @@
+"""Shape of the flagship: which regions and signals take part, and how large they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from ...errors import InputError
+from ...parts.expert_choice import ExpertChoiceRouter
+from ...parts.routers import Router, RoutingOptions, ThresholdRouter, TokenChoiceRouter, check_capacities
+from ...settings import check_range
+
+REGIONS = ("temporal", "amygdala", "prefrontal", "neocortex")
+SIGNALS = ("dopamine", "acetylcholine", "noradrenaline", "serotonin")
+# What each signal influences, and the bound of its influence: θ · (1 ± KAPPA) at most.
+EFFECTS = {
+    "gain_temporal": "dopamine",
+    "gain_prefrontal": "dopamine",
+    "gain_neocortex": "dopamine",
+    "precision": "acetylcholine",
+    "router_temperature": "noradrenaline",
+    "patience": "serotonin",
+}
+KAPPA = 0.5
+# Regions whose output dopamine scales, and with it how fast they learn.
+GAINED = ("temporal", "prefrontal", "neocortex")
+ROUTERS: dict[str, Callable[..., Router]] = {
+    "threshold": ThresholdRouter,
+    "token_choice": TokenChoiceRouter,
+    "expert_choice": ExpertChoiceRouter,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """Shape of the model; a zero or an empty tuple is derived.
+
+    Attributes:
+        vocab_size: 0 stands for the tokenizer's size when a run is planned.
+        n_passes: how often the shared block may be applied.
+        n_shared: layers of the shared block.
+        capacities: share of the tokens that each pass may take, from the first on; not increasing, the first 1.
+            Empty: (R − r) / R for r = 0 … R − 1.
+        burst: tokens that a pass may take beyond its share.
+        router, routing: who takes another pass; see `homunculi.parts.routers`.
+        window: how far back the temporal lobe's attention sees among the tokens of its pass; 0: to the beginning.
+        d_mlp: hidden width of the first and last block; 0: 8/3 · d_model rounded up to a multiple of 8.
+        n_experts, n_active, d_expert: of the neocortex; d_expert 0: d_mlp / n_active.
+        plan_width: of the prefrontal state; packet_width: of the packet's summary.
+        regions: those that take part; without one the plain part of a recursive transformer stands in its place (the
+            temporal lobe's attention then sees to the beginning and has no memory, the neocortex is one feed-forward
+            part of width d_mlp).
+        signals: of the packet; empty: no packet.
+        filled: regions left out, or "packet", whose parameters a plain feed-forward part makes up for.
+        forecast: what the amygdala learns to foresee: a token's loss, how much of it later passes remove, or nothing.
+        forecast_weight, homeostasis: factors of the two losses.
+        balance_rate: how fast the biases of experts follow their load, an update.
+    """
+
+    vocab_size: int = 0
+    d_model: int = 256
+    n_heads: int = 8
+    n_passes: int = 3
+    n_shared: int = 1
+    max_seq_len: int = 512
+    capacities: tuple[float, ...] = ()
+    burst: int = 4
+    router: Literal["threshold", "token_choice", "expert_choice"] = "threshold"
+    routing: RoutingOptions = field(default_factory=RoutingOptions)
+    window: int = 64
+    d_mlp: int = 0
+    n_experts: int = 8
+    n_active: int = 2
+    d_expert: int = 0
+    plan_width: int = 32
+    packet_width: int = 32
+    regions: tuple[str, ...] = REGIONS
+    signals: tuple[str, ...] = SIGNALS
+    filled: tuple[str, ...] = ()
+    forecast: Literal["surprise", "reducible", "none"] = "surprise"
+    forecast_weight: float = 0.1
+    homeostasis: float = 0.01
+    balance_rate: float = 1e-2
+    qk_norm: bool = True
+    tied: bool = True
+    rope_base: float = 10000.0
+
+    def __post_init__(self) -> None:
+        positive = ("d_model", "n_heads", "n_passes", "n_shared", "max_seq_len", "n_experts", "n_active")
+        for name in (*positive, "plan_width", "packet_width"):
+            check_range(f"model.{name}", getattr(self, name), low=1)
+        for name in ("vocab_size", "burst", "window", "d_mlp", "d_expert", "forecast_weight", "homeostasis"):
+            check_range(f"model.{name}", getattr(self, name), low=0)
+        check_range("model.balance_rate", self.balance_rate, low=0, high=1)
+        check_range("model.rope_base", self.rope_base, above=1)
+        if self.d_model % (2 * self.n_heads):
+            raise InputError(f"model.n_heads: {self.n_heads} heads of even width do not divide d_model={self.d_model}")
+        check_range("model.n_active", self.n_active, high=self.n_experts)
+        _check_names("regions", self.regions, REGIONS)
+        _check_names("signals", self.signals, SIGNALS)
+        _check_names("filled", self.filled, (*REGIONS, "packet"))
+        for name in self.filled:
+            if name in self.regions or (name == "packet" and self.signals):
+                raise InputError(f"model.filled: {name} takes part itself; leave it out of regions or signals first")
+        check_capacities(self.shares, self.n_passes)
+        if self.shares[0] != 1:
+            raise InputError(f"model.capacities: the first pass takes every token, so it is 1 and not {self.shares[0]}")
+        if self.router not in ROUTERS:
+            raise InputError(f"model.router: {self.router!r} is none of {', '.join(ROUTERS)}")
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        n = self.n_passes
+        return self.capacities or tuple((n - r) / n for r in range(n))
+
+    @property
+    def hidden(self) -> int:
+        return self.d_mlp or 8 * -(-self.d_model // 3)
+
+    @property
+    def expert_width(self) -> int:
+        return self.d_expert or -(-self.hidden // self.n_active)
+
+    # What the first and the last block are built from.
+    activation: ClassVar[Literal["swiglu"]] = "swiglu"
+    dropout: ClassVar[float] = 0.0
+
+    @property
+    def number_of_kv_heads(self) -> int:
+        return self.n_heads
+
+    @property
+    def width_of_heads(self) -> int:
+        return self.d_model // self.n_heads
+
+    def has(self, region: str) -> bool:
+        return region in self.regions
+
+
+def _check_names(field: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:
+    unknown = [name for name in given if name not in known]
+    if unknown or len(set(given)) < len(given):
+        raise InputError(f"model.{field}: {', '.join(unknown or given)}: give each of {', '.join(known)} at most once")

@@ -1,0 +1,84 @@
+"""Parameters and FLOPs of the flagship, and of the regions that a plain part makes up for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ...core.budget import Budget, count_parameters
+from ...parts.linear import Linear
+from .config import SIGNALS, Config
+from .regions import Amygdala, Neocortex, Packet, Prefrontal, Temporal
+
+if TYPE_CHECKING:
+    from .model import Homunculi
+
+
+def budget_of(model: Homunculi, context: int | None) -> Budget:
+    """What a model costs at a context of that many tokens (None: the longest it takes)."""
+    T, config = context or model.config.max_seq_len, model.config
+    table, d = model.embed.weight.numel(), config.d_model
+    outer = _maps(model.first) + _maps(model.last)
+    whole = [model.packet] * config.n_passes if model.packet is not None else []
+    per_token = outer + sum(_maps(part) for part in whole) + _maps(model.router) + table
+    executed = float(per_token + (_maps(model.amygdala) if model.amygdala is not None else 0))
+    flops = 2 * executed + 2 * 4 * T * d
+    for r in range(config.n_passes):
+        C = model.router.places(r, T) if r in model.router.routed else T
+        inside, attended = pass_cost(model, C)
+        executed += C / T * inside
+        flops += C / T * (2 * inside + attended)
+    kept = 2 + config.n_shared * sum(config.shares)
+    return Budget(
+        parameters=count_parameters(model),
+        embedding_parameters=table if model.untied is None else 2 * table,
+        executed_parameters=round(executed),
+        flops_per_token=round(flops),
+        cache_bytes_per_token=round(2 * 2 * d * kept),
+    )
+
+
+def pass_cost(model: Homunculi, n_places: int) -> tuple[float, float]:
+    """Of a token that takes a pass: parameters that multiply it, and FLOPs of attention and memory."""
+    config = model.config
+    inside = sum(_maps(part) for part in (model.amygdala, model.prefrontal, model.filler) if part is not None)
+    attended = 0.0
+    layers: Any = zip(model.temporal, model.neocortex, strict=True)
+    for temporal, neocortex in layers:
+        inside += _maps(temporal.attn) + _maps(neocortex)
+        attended += 4 * n_places * config.d_model
+        if temporal.memory is not None:
+            attended += temporal.memory.flops_per_token(n_places)
+        if neocortex.experts is not None:
+            inside += neocortex.experts.active_parameters
+    return inside, attended
+
+
+def count_filled(config: Config) -> int:
+    """Parameters of the regions that `config.filled` asks a plain part to make up for."""
+    without = replace(config, filled=())
+    with torch.device("meta"):
+        return sum(_size(_restored(without, name)) - _size(without) for name in config.filled)
+
+
+def _restored(config: Config, name: str) -> Config:
+    if name == "packet":
+        return replace(config, signals=SIGNALS)
+    return replace(config, regions=(*config.regions, name))
+
+
+def _size(config: Config) -> int:
+    """Parameters of what a pass is made of."""
+    parts: list[nn.Module] = [Temporal(config), Neocortex(config)] * config.n_shared
+    parts += [Amygdala(config.d_model)] if config.has("amygdala") else []
+    parts += [Prefrontal(config)] if config.has("prefrontal") else []
+    parts += [Packet(config)] if config.signals else []
+    return sum(count_parameters(part) for part in parts)
+
+
+def _maps(module: nn.Module) -> int:
+    """Parameters of the linear maps inside."""
+    return sum(part.weight.numel() for part in module.modules() if isinstance(part, Linear))

@@ -1,0 +1,399 @@
+"""The flagship's loop: a shared block applied again to the tokens that take another pass.
+
+Legend: B batch, T positions, C places of a gathered block, S positions attended to, D width, H heads, P plan, Q packet
+summary, E experts, R passes, N sampled positions, V vocabulary; a trailing 1 is an axis of size one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...core.budget import Budget
+from ...core.cache import Cache, KVSlot
+from ...core.model import LanguageModel
+from ...core.output import Hidden
+from ...core.schedule import shared
+from ...core.taps import NO_TAPS, TapPoint
+from ...errors import InputError
+from ...parts.block import Block
+from ...parts.experts import Experts
+from ...parts.gathered import Gathered, GatheredTaps, gather, gather_now
+from ...parts.linear import Linear
+from ...parts.mlp import feed_forward
+from ...parts.norm import RMSNorm
+from ...parts.rope import RotaryEmbedding
+from ...parts.routers import Choice, Router, Span, TokenChoiceRouter
+from ..registry import architecture
+from .config import EFFECTS, GAINED, REGIONS, ROUTERS, SIGNALS, Config
+from .costs import budget_of, count_filled
+from .regions import Amygdala, Neocortex, Packet, Prefrontal, Temporal, feel, scaled
+from .state import Call, Felt, Mind, Passed, Place, Slot
+
+VARIANTS: tuple[dict[str, Any], ...] = (
+    {"n_heads": 2, "n_passes": 2, "window": 6, "n_experts": 4, "n_active": 2, "plan_width": 6, "packet_width": 5},
+    {"n_heads": 2, "n_passes": 2, "n_shared": 2, "regions": ("temporal", "neocortex"), "n_experts": 3, "n_active": 1},
+    {"n_heads": 2, "n_passes": 2, "regions": (), "signals": (), "filled": REGIONS, "tied": False},
+)
+
+
+@architecture("homunculi", Config, variants=VARIANTS)
+class Homunculi(LanguageModel):
+    """Four regions, a packet of neuromodulators and a router of depth over one shared block.
+
+    Raises:
+        InputError: `config.vocab_size` is 0.
+    """
+
+    router: Router
+    dopamine_G: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        if config.vocab_size < 1:
+            raise InputError("model.vocab_size: a model needs a vocabulary; give its size")
+        self.config = config
+        d, R, K = config.d_model, config.n_passes, config.n_shared
+        self.schedule = shared("middle_cycle", 2 + R * K, R)
+        self.first_steps = tuple(1 + r * K for r in range(R))
+        self.embed = nn.Embedding(config.vocab_size, d)
+        self.first, self.last = Block(config), Block(config)
+        self.temporal = nn.ModuleList(Temporal(config) for _ in range(K))
+        self.neocortex = nn.ModuleList(Neocortex(config) for _ in range(K))
+        self.amygdala = Amygdala(d) if config.has("amygdala") else None
+        self.prefrontal = Prefrontal(config) if config.has("prefrontal") else None
+        self.packet = Packet(config) if config.signals else None
+        self.router = ROUTERS[config.router](d, config.shares, config.burst, self.first_steps, config.routing)
+        routed = len(self.router.routed)
+        routed = 1 if routed and config.router == "token_choice" else routed
+        self.alarm_R = nn.Parameter(torch.ones(routed)) if self.amygdala is not None and routed else None
+        self.filler = self._filler()
+        self.filler_norm = None if self.filler is None else RMSNorm(d)
+        self.norm = RMSNorm(d)
+        self.untied = None if config.tied else Linear(d, config.vocab_size)
+        self.rope = RotaryEmbedding(config.width_of_heads, config.max_seq_len, config.rope_base)
+        self.register_buffer("dopamine_G", torch.ones(3))
+        self.init_weights()
+
+    def _filler(self) -> nn.Module | None:
+        """A plain part with as many parameters as the regions in `config.filled` would have."""
+        wanted = count_filled(self.config)
+        hidden = round(wanted / (2 * self.config.d_model))
+        return feed_forward(self.config.d_model, hidden, "gelu") if hidden else None
+
+    def init_weights(self) -> None:
+        """As the plain transformer's, with maps to the residual stream smaller by √(2 · steps). Plans, gates and the
+        packet begin at zero, so that a new model is its twin without them."""
+        nn.init.normal_(self.embed.weight, std=0.02)
+        depth = 2 * len(self.schedule)
+        for name, module in self.named_modules():
+            if isinstance(module, Linear):
+                writes = name.endswith((".o", "mlp.out", "plain.out", "filler.out"))
+                nn.init.normal_(module.weight, std=(module.in_features * (depth if writes else 1)) ** -0.5)
+            elif isinstance(module, Experts):
+                for out_MD in module.maps["out"].parameters():
+                    nn.init.normal_(out_MD, std=(self.config.expert_width * depth) ** -0.5)
+        if self.untied is not None:
+            nn.init.normal_(self.untied.weight, std=0.02)
+        self.router.init_weights()
+        silent = [self.packet.out] if self.packet is not None else []
+        silent += [self.prefrontal.plan, self.prefrontal.gates] if self.prefrontal is not None else []
+        for module in silent:
+            nn.init.zeros_(module.weight)
+
+    def neutral_twin(self) -> Homunculi:
+        """The same weights without a packet."""
+        twin = type(self)(replace(self.config, signals=()))
+        twin.load_state_dict(self.state_dict(), strict=False)
+        return twin.to(self.embed.weight.device, self.embed.weight.dtype)
+
+    def trunk(
+        self,
+        ids_BT: Tensor,
+        taps: TapPoint = NO_TAPS,
+        cache: Cache | None = None,
+        documents_BT: Tensor | None = None,
+    ) -> Hidden:
+        if documents_BT is not None:
+            raise InputError("text.document_mask: memory and packet run over whole sequences; set it to false")
+        call = self._call(ids_BT, cache)
+        x_BTD = self.embed(ids_BT)
+        x_BTD = taps("embed", x_BTD.to(self.compute_dtype or x_BTD.dtype))
+        mind = self._awake(x_BTD, call, taps)
+        mind.x_BTD = self.first(x_BTD, call.rotation, taps.at(0), call.mask_BTS, call.kv(0))
+        choices: list[Choice] = []
+        passed: list[Passed] = []
+        for r in range(self.config.n_passes):
+            levels = self._levels(mind, r, call, taps)
+            choices.append(self._route(mind, levels, r, choices, call, taps))
+            passed.append(self._think(mind, choices[r], levels, r, call, taps))
+        x_BTD = self.last(mind.x_BTD, call.rotation, taps.at(len(self.schedule) - 1), call.mask_BTS, call.kv(-1))
+        if cache is not None:
+            return Hidden(x_BTD)
+        foreseen = self._foresee(ids_BT, passed[0], x_BTD)
+        terms = self._loss_terms(choices, passed, foreseen)
+        return Hidden(x_BTD, terms, statistics=self._statistics(choices, passed, foreseen))
+
+    def _call(self, ids_BT: Tensor, cache: Cache | None) -> Call:
+        n_tokens, device = ids_BT.shape[1], ids_BT.device
+        if cache is None:
+            if n_tokens > self.config.max_seq_len:
+                raise InputError(f"{n_tokens} tokens are more than model.max_seq_len={self.config.max_seq_len}")
+            span = Span(torch.arange(n_tokens, device=device)[None])
+            return Call(self.rope.at(slice(0, n_tokens), self._dtype), None, None, span)
+        positions_BT = cache.positions(n_tokens)
+        mask_BTS = torch.arange(cache.capacity, device=device) <= positions_BT[..., None]
+        counts = tuple(cache.at(first).routed.count_B.clone() for first in self.first_steps)
+        span = Span(positions_BT, cache.valid(n_tokens), counts)
+        return Call(self.rope.at(positions_BT, self._dtype), mask_BTS, cache, span)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.compute_dtype or self.embed.weight.dtype
+
+    def _awake(self, x_BTD: Tensor, call: Call, taps: TapPoint) -> Mind:
+        B, T = x_BTD.shape[:2]
+        valid_BT = call.span.valid_BT
+        took_BT = torch.ones(B, T, dtype=torch.bool, device=x_BTD.device) if valid_BT is None else valid_BT
+        salience = None if self.amygdala is None else self.amygdala(x_BTD, taps)[0]
+        plan = None if self.prefrontal is None else x_BTD.new_zeros(B, T, self.config.plan_width)
+        return Mind(x_BTD, took_BT, salience, plan)
+
+    def _levels(self, mind: Mind, r: int, call: Call, taps: TapPoint) -> dict[str, Tensor]:
+        """The packet's signals of a pass, by name, each (B, T, 1)."""
+        if self.packet is None:
+            return {}
+        here, slot = taps.at(self.first_steps[r]), call.slot(self.first_steps[r])
+        levels_BTS = self.packet(mind.x_BTD, mind.salience_BT1, mind.took_BT, r, slot)
+        effective = {EFFECTS[effect] for effect in self.packet.sensitivity if effect != "patience" or self._routes(r)}
+        return {
+            name: here(f"packet.{name}", levels_BTS[..., i : i + 1])
+            for i, name in enumerate(self.config.signals)
+            if name in effective
+        }
+
+    def _routes(self, r: int) -> bool:
+        """Whether anything is decided before pass `r`."""
+        return r in self.router.routed if self.config.router != "token_choice" else r == 0
+
+    def _route(
+        self, mind: Mind, levels: dict[str, Tensor], r: int, choices: list[Choice], call: Call, taps: TapPoint
+    ) -> Choice:
+        """Who takes the pass: salience, a wish to halt and the packet's patience move the router's score."""
+        score = self.router.score(r, mind.x_BTD)
+        if score is not None:
+            urge_BT1 = torch.zeros_like(mind.x_BTD[..., :1])
+            if mind.salience_BT1 is not None and self.alarm_R is not None:
+                alarm = self.alarm_R[self.router.routed.index(r) if r else 0].to(urge_BT1.dtype)  # r = 0 plans all
+                urge_BT1 = urge_BT1 + alarm * (2 * mind.salience_BT1 - 1)
+            if mind.halt_BT1 is not None:
+                urge_BT1 = urge_BT1 - mind.halt_BT1
+            patience = None if self.packet is None else self.packet.influence("patience", levels)
+            if patience is not None:
+                urge_BT1 = urge_BT1 + (patience - 1)
+            # Of a choice of depths, urges speak for the deeper ones.
+            if isinstance(self.router, TokenChoiceRouter):
+                score = score + urge_BT1 * self.router.depth_E.to(score.dtype)
+            else:
+                score = score + urge_BT1[..., 0]
+        return self.router.choose(r, mind.x_BTD, score, choices[-1] if choices else None, call.span, taps)
+
+    def _place(self, choice: Choice, r: int, call: Call, mind: Mind) -> Place | None:
+        """Where those who take the pass stand; None: while decoding, nobody takes it."""
+        B, T = mind.x_BTD.shape[:2]
+        device = mind.x_BTD.device
+        if call.cache is None or call.span.counts is None:
+            if choice.count_BT is None:
+                return Place(None, None, call.rotation, T, device)
+            block: Gathered | None = gather(choice.count_BT, self.router.places(r, T))
+        else:
+            before_B, count_BT = self._slot(call, r).routed.count_B, choice.count_BT
+            if count_BT is None:
+                count_BT = before_B[:, None] + mind.took_BT.long().cumsum(1)
+            block = gather_now(count_BT, before_B)
+            self._slot(call, r).routed.count_B.copy_(count_BT[:, -1])
+        if block is None:
+            return None
+        positions_BC = block.take_numbers(call.span.positions_BT.expand(B, T))
+        rotation = self.rope.at(positions_BC, self._dtype)
+        return Place(block, block.selection.taken_BC, rotation, positions_BC.shape[1], device)
+
+    def _slot(self, call: Call, r: int) -> Any:
+        return call.slot(self.first_steps[r])
+
+    def _think(
+        self, mind: Mind, choice: Choice, levels: dict[str, Tensor], r: int, call: Call, taps: TapPoint
+    ) -> Passed:
+        """One pass over those who take part. Changes `mind`."""
+        context = None
+        if self.prefrontal is not None and mind.plan_BTP is not None:
+            context = self.prefrontal.recall(mind.plan_BTP, self._slot(call, r), call.span.valid_BT)
+        place = self._place(choice, r, call, mind)
+        mind.took_BT = mind.took_BT if choice.taking_BT is None else choice.taking_BT
+        if place is None:
+            return Passed(mind.x_BTD, None, [], {})
+        felt = feel(self.packet, mind, levels, place)
+        start_BCD = y_BCD = place.pick(mind.x_BTD)
+        forecast, loads = None, []
+        for k in range(self.config.n_shared):
+            i = self.first_steps[r] + k
+            here = self._taps(taps.at(i), place, mind, call)
+            y_BCD = here("resid_pre", y_BCD)
+            y_BCD = y_BCD + scaled(self.temporal[k](y_BCD, place, felt, here, call.slot(i)), felt.gains["temporal"])
+            if k == 0:
+                y_BCD, felt, forecast = self._reflect(mind, y_BCD, context, place, felt, r, here)
+            y_BCD = here("resid_mid", y_BCD)
+            out_BCD, load_E = self.neocortex[k](y_BCD, place, felt, here)
+            y_BCD = here("resid_post", y_BCD + scaled(out_BCD, felt.gains["neocortex"]))
+            loads += [] if load_E is None else [load_E]
+        if choice.gate_BT is None and place.block is None:
+            mind.x_BTD = y_BCD
+        else:
+            change_BCD = y_BCD - start_BCD
+            if choice.gate_BT is not None:
+                change_BCD = place.pick(choice.gate_BT[..., None]) * change_BCD
+            mind.x_BTD = place.add(mind.x_BTD, change_BCD)
+        gains = {f"gain_{name}": gain for name, gain in felt.gains.items() if gain is not None}
+        return Passed(mind.x_BTD, forecast, loads, levels | gains)
+
+    def _taps(self, taps: TapPoint, place: Place, mind: Mind, call: Call) -> TapPoint:
+        """Taps that show gathered tensors at full length."""
+        n_rows, n_tokens = mind.took_BT.shape
+        return taps if place.block is None else GatheredTaps(taps, place.block, (n_rows, n_tokens), call.cache is None)
+
+    def _reflect(
+        self, mind: Mind, y_BCD: Tensor, context_BTP: Tensor | None, place: Place, felt: Felt, r: int, here: TapPoint
+    ) -> tuple[Tensor, Felt, Tensor | None]:
+        """Between binding and answering: how much it matters, what to plan, what to inhibit. Changes `mind`."""
+        forecast = None
+        if self.amygdala is not None and mind.salience_BT1 is not None:
+            salience_BC1, forecast = self.amygdala(y_BCD, here)
+            felt = replace(felt, salience_BC1=salience_BC1)
+            mind.salience_BT1 = place.put(mind.salience_BT1, salience_BC1, mind.took_BT)
+        if self.prefrontal is not None and mind.plan_BTP is not None and context_BTP is not None:
+            plans = place.pick(mind.plan_BTP), place.pick(context_BTP)
+            plan_BCP, (experts_BCE, heads_BCH, halt_BC1) = self.prefrontal(y_BCD, felt.salience_BC1, plans, r, here)
+            mind.plan_BTP = place.put(mind.plan_BTP, plan_BCP, mind.took_BT)
+            if self._routes(r + 1):
+                halt_BC1 = here("prefrontal.halt", halt_BC1)
+                mind.halt_BT1 = place.put(_or_full(mind.halt_BT1, mind.x_BTD, 1, 0.0), halt_BC1, mind.took_BT)
+            if heads_BCH.shape[-1] and r + 1 < self.config.n_passes:
+                heads_BCH = here("prefrontal.open_heads", heads_BCH)
+                heads_BTH = _or_full(mind.open_heads_BTH, mind.x_BTD, heads_BCH.shape[-1], 1.0)
+                mind.open_heads_BTH = place.put(heads_BTH, heads_BCH, mind.took_BT)
+            if experts_BCE.shape[-1]:
+                felt = replace(felt, open_experts_BCE=here("prefrontal.open_experts", experts_BCE))
+            plan_BCD = here("prefrontal.plan", self.prefrontal.plan(plan_BCP))
+            y_BCD = y_BCD + scaled(plan_BCD, felt.gains["prefrontal"])
+        if self.filler is not None and self.filler_norm is not None:
+            y_BCD = y_BCD + self.filler(self.filler_norm(y_BCD), NO_TAPS)
+        return y_BCD, felt, forecast
+
+    def readout(self, x_BTD: Tensor, taps: TapPoint = NO_TAPS) -> Tensor:
+        weight_VD = self.embed.weight if self.untied is None else self.untied.weight
+        x_BTD = taps("readout.norm", self.norm(x_BTD))
+        return taps("readout.logits", F.linear(x_BTD, weight_VD.to(x_BTD.dtype)))
+
+    def _foresee(self, ids_BT: Tensor, first: Passed, x_BTD: Tensor) -> tuple[Tensor, Tensor] | None:
+        """At sampled positions of a training forward: forecasts, and what they should have been, in ln V nats."""
+        if not self.training or first.forecast_BC1 is None or self.config.forecast == "none" or ids_BT.shape[1] < 2:
+            return None
+        T = ids_BT.shape[1]
+        index_N = torch.randint(T - 1, (max(1, T // 16),), device=ids_BT.device)
+        targets_BN = ids_BT[:, index_N + 1]
+
+        def loss_of(state_BTD: Tensor) -> Tensor:
+            logits_BNV = self.readout(state_BTD[:, index_N]).float()
+            return F.cross_entropy(logits_BNV.flatten(0, 1), targets_BN.flatten(), reduction="none").view_as(targets_BN)
+
+        with torch.no_grad():
+            target_BN = loss_of(x_BTD)
+            if self.config.forecast == "reducible":
+                target_BN = loss_of(first.x_BTD) - target_BN
+        return first.forecast_BC1[:, index_N, 0].float(), target_BN / math.log(self.config.vocab_size)
+
+    def _loss_terms(
+        self, choices: list[Choice], passed: list[Passed], foreseen: tuple[Tensor, Tensor] | None
+    ) -> dict[str, Tensor]:
+        terms = dict(self.router.loss_terms(choices))
+        if foreseen is not None:
+            terms["forecast"] = self.config.forecast_weight * F.huber_loss(*foreseen)
+        if self.packet is not None and self.config.homeostasis:
+            away = [
+                (p.levels[name].float() - 1).square().mean() for p in passed for name in SIGNALS if name in p.levels
+            ]
+            terms["homeostasis"] = self.config.homeostasis * torch.stack(away).sum()
+        return terms
+
+    @torch.no_grad()
+    def _statistics(
+        self, choices: list[Choice], passed: list[Passed], foreseen: tuple[Tensor, Tensor] | None
+    ) -> dict[str, Tensor]:
+        found = dict(self.router.statistics(choices))
+        if foreseen is not None:
+            found["forecast_mean"], found["forecast_target"] = foreseen[0].mean(), foreseen[1].mean()
+        for name in self.config.signals:
+            levels = [p.levels[name].float() for p in passed if name in p.levels]
+            if not levels:
+                continue
+            found[f"{name}_mean"] = torch.stack([level.mean() for level in levels]).mean()
+            found[f"{name}_std"] = torch.stack([level.std(correction=0) for level in levels]).mean()
+        for name in GAINED if "dopamine" in self.config.signals else ():
+            gains = [p.levels[f"gain_{name}"].float().mean() for p in passed if f"gain_{name}" in p.levels]
+            if gains:
+                found[f"gain_{name}"] = torch.stack(gains).mean()
+        for k in range(self.config.n_shared):
+            loads = [p.loads[k] for p in passed if len(p.loads) > k]
+            if loads:
+                found[f"load_{k}"] = torch.stack(loads).mean(0)
+                found[f"busiest_expert_{k}"] = found[f"load_{k}"].max()
+        return found
+
+    def before_update(self, step: int, steps: int) -> None:
+        self.router.before_update(step, steps)
+
+    def after_update(self, statistics: dict[str, Tensor]) -> None:
+        """Thresholds, biases of experts, the typical forecast and the running mean of dopamine follow statistics."""
+        self.router.after_update(statistics)
+        if self.amygdala is not None and "forecast_mean" in statistics:
+            self.amygdala.typical.lerp_(statistics["forecast_mean"].to(self.amygdala.typical), 0.05)
+        for g, name in enumerate(GAINED):
+            if f"gain_{name}" in statistics:
+                self.dopamine_G[g].lerp_(statistics[f"gain_{name}"].to(self.dopamine_G), 0.01)
+        answering: Any = self.neocortex
+        for k, neocortex in enumerate(answering):
+            if neocortex.experts is not None and f"load_{k}" in statistics:
+                neocortex.experts.update_bias(statistics[f"load_{k}"], self.config.balance_rate)
+
+    def plasticity(self) -> dict[str, Tensor]:
+        """The running mean of dopamine's gain of each region that it modulates (`homunculi.train.plasticity`)."""
+        if "dopamine" not in self.config.signals:
+            return {}
+        present = [name for name in GAINED if name != "prefrontal" or self.prefrontal is not None]
+        return {name: self.dopamine_G[GAINED.index(name)] for name in present}
+
+    def new_cache(self, batch_size: int, capacity: int) -> Cache:
+        config, device = self.config, self.embed.weight.device
+        if capacity > config.max_seq_len:
+            raise InputError(f"a cache of {capacity} tokens is more than model.max_seq_len={config.max_seq_len}")
+        shape = (batch_size, config.n_heads, capacity, config.width_of_heads)
+        first, last = (KVSlot.empty(shape, self._dtype, device) for _ in range(2))
+        widths = [self.router.quotas[r].of_first(capacity) for r in range(config.n_passes)]
+        inner = [
+            Slot.empty(config, batch_size, widths[r], self._dtype, device, speaks=k == 0)
+            for r in range(config.n_passes)
+            for k in range(config.n_shared)
+        ]
+        return Cache([first, *inner, last], batch_size, capacity, device)
+
+    def budget(self, context: int | None = None) -> Budget:
+        return budget_of(self, context)
+
+
+def _or_full(x: Tensor | None, like_BTD: Tensor, width: int, value: float) -> Tensor:
+    return torch.full_like(like_BTD[..., :1], value).expand(*like_BTD.shape[:2], width) if x is None else x

@@ -1,0 +1,262 @@
+"""The four regions and the packet that influences them.
+
+Legend: B batch, T positions, C places of a gathered block, S positions attended to, D width, H heads, P plan, Q packet
+summary, E experts, R passes, N sampled positions, V vocabulary; a trailing 1 is an axis of size one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ...core.cache import KVSlot
+from ...core.modulation import Modulation
+from ...core.taps import NO_TAPS, TapPoint
+from ...parts.attention import CausalSelfAttention
+from ...parts.experts import Experts
+from ...parts.gathered import SlotOfRows
+from ...parts.linear import Linear
+from ...parts.memory import AssociativeMemory, running_sum
+from ...parts.mlp import feed_forward
+from ...parts.norm import RMSNorm
+from ...parts.pooling import prefix_sum
+from .config import EFFECTS, GAINED, KAPPA, Config
+from .state import Felt, Mind, Place, Slot
+
+
+class Temporal(nn.Module):
+    """Temporal lobe: what was just said, word for word, by attention inside a window, and bindings from further back by
+    an associative memory that salient tokens write harder."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        d, h = config.d_model, config.n_heads
+        self.norm = RMSNorm(d)
+        self.attn = CausalSelfAttention(d, h, h, d // h, qk_norm=config.qk_norm)
+        self.memory = AssociativeMemory(d, h, d // h) if config.has("temporal") else None
+        self.window = config.window if config.has("temporal") else 0
+
+    def forward(self, x_BCD: Tensor, place: Place, felt: Felt, taps: TapPoint, slot: Slot | None) -> Tensor:
+        n_BCD = self.norm(x_BCD)
+        mask_BCS, cache = self._visible(place, slot)
+        y_BCD = self.attn(n_BCD, place.rotation, taps, mask_BCS, cache, felt.signals.precision)
+        if self.memory is None:
+            return y_BCD
+        write = None if felt.salience_BC1 is None else 2 * felt.salience_BC1
+        before = None if slot is None else place.rows(slot.memory_BHKK)
+        bound_BCD, after = self.memory(n_BCD, write, felt.open_heads_BCH, taps, place.taken_BC, before)
+        if slot is not None:
+            place.write_rows(slot.memory_BHKK, after)
+        return y_BCD + bound_BCD
+
+    def _visible(self, place: Place, slot: Slot | None) -> tuple[Tensor | None, tuple[KVSlot, Tensor] | None]:
+        if slot is None or place.block is None:
+            C = place.n_places
+            if not 0 < self.window < C:
+                return None, None
+            ages_CC = torch.arange(C, device=place.device)[:, None] - torch.arange(C, device=place.device)
+            return ((ages_CC >= 0) & (ages_CC < self.window))[None], None
+        where_BC = place.block.places(slot.routed.kv)
+        ages_BCS = where_BC[..., None] - torch.arange(place.block.n_seen, device=place.device)
+        seen_BCS = ages_BCS >= 0 if not self.window else (ages_BCS >= 0) & (ages_BCS < self.window)
+        return seen_BCS, (SlotOfRows(slot.routed.kv, place.block.rows_A, place.block.n_seen), where_BC)
+
+
+class Amygdala(nn.Module):
+    """How much a token matters: σ(w · n + b + 4 (forecast − typical forecast)), n the normalised state.
+
+    The forecast is an affine reading of the same n that learns by itself what the token's loss will be; its gradient
+    stays with it.
+    """
+
+    typical: Tensor
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(d_model)
+        self.salience = Linear(d_model, 1)
+        self.forecast = Linear(d_model, 1)
+        self.bias = nn.Parameter(torch.zeros(2))
+        self.register_buffer("typical", torch.zeros(()))
+
+    def forward(self, x_BTD: Tensor, taps: TapPoint) -> tuple[Tensor, Tensor]:
+        """Salience and forecast, each (B, T, 1)."""
+        n_BTD = self.norm(x_BTD)
+        bias = self.bias.to(n_BTD.dtype)
+        forecast_BT1 = taps("amygdala.forecast", self.forecast(n_BTD.detach()) + bias[1])
+        unusual_BT1 = 4 * (forecast_BT1.detach() - self.typical.to(n_BTD.dtype))
+        score_BT1 = self.salience(n_BTD) + bias[0] + unusual_BT1
+        return taps("amygdala.salience", score_BT1.sigmoid()), forecast_BT1
+
+
+class Prefrontal(nn.Module):
+    """Plans and inhibits across passes: a gated recurrent cell over passes (Cho et al. 2014) that also hears a decaying
+    mean, over positions, of the plans of the pass before."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        P = config.plan_width
+        self.sizes = (
+            config.n_experts if config.has("neocortex") else 0,
+            config.n_heads if config.has("temporal") else 0,
+            1,
+        )
+        self.norm = RMSNorm(config.d_model)
+        self.read = Linear(config.d_model, P)
+        self.salience_P = nn.Parameter(torch.zeros(P))
+        self.passes_RP = nn.Parameter(torch.zeros(config.n_passes, P))
+        self.context = Linear(P, P)
+        self.decay_P = nn.Parameter(torch.linspace(0.0, 4.0, P))  # time constants from 2 to about 50 tokens
+        self.update = Linear(2 * P, 2 * P)
+        self.candidate = Linear(2 * P, P)
+        self.plan = Linear(P, config.d_model)
+        self.gates = Linear(P, sum(self.sizes))
+
+    def forward(
+        self,
+        y_BCD: Tensor,
+        salience_BC1: Tensor | None,
+        plans: tuple[Tensor, Tensor],
+        r: int,
+        taps: TapPoint,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """One step of the cell over passes.
+
+        Args:
+            plans: the token's plan of the pass before, and the mean of the plans before it, each (B, C, P).
+
+        Returns:
+            The plan (B, C, P), and the gates: experts open (E) and memory heads open (H), 1 at the start, and the wish
+            to halt (1).
+        """
+        plan_BCP, context_BCP = plans
+        heard_BCP = self.read(self.norm(y_BCD)) + self.context(context_BCP) + self.passes_RP[r].to(y_BCD.dtype)
+        if salience_BC1 is not None:
+            heard_BCP = heard_BCP + salience_BC1 * self.salience_P.to(y_BCD.dtype)
+        keep, reset = self.update(torch.cat([heard_BCP, plan_BCP], -1)).sigmoid().chunk(2, -1)
+        new_BCP = self.candidate(torch.cat([heard_BCP, reset * plan_BCP], -1)).tanh()
+        state_BCP = keep * plan_BCP + (1 - keep) * new_BCP
+        state_BCP = taps("prefrontal.state", state_BCP)
+        experts, heads, halt = self.gates(state_BCP).split(self.sizes, -1)
+        return state_BCP, (2 * experts.sigmoid(), 2 * heads.sigmoid(), halt)
+
+    def recall(self, plan_BTP: Tensor, slot: Slot | None, valid_BT: Tensor | None) -> Tensor:
+        """Of each position the decaying mean of plans up to it, (B, T, P)."""
+        wide = torch.promote_types(plan_BTP.dtype, torch.float32)
+        keep_P = self.decay_P.to(wide).sigmoid()
+        mean_BTP = decaying_mean(plan_BTP.to(wide), keep_P, None if slot is None else slot.plan_BP)
+        if slot is not None:
+            series = torch.cat([slot.plan_BP[:, None], mean_BTP], 1)
+            n_rows, n_tokens = plan_BTP.shape[:2]
+            last_B = torch.full((n_rows,), n_tokens, device=series.device) if valid_BT is None else valid_BT.sum(1)
+            slot.plan_BP.copy_(series[torch.arange(n_rows, device=series.device), last_B].detach())
+        return mean_BTP.to(plan_BTP.dtype)
+
+
+def decaying_mean(x_BTP: Tensor, keep_P: Tensor, before_BP: Tensor | None) -> Tensor:
+    """c_t = keep · c_{t−1} + (1 − keep) · x_t along T, from `before_BP` or 0 on."""
+    part_BTP = (1 - keep_P) * x_BTP
+    if before_BP is not None:
+        part_BTP = torch.cat([before_BP[:, None], part_BTP], 1)
+    sums_BTP = prefix_sum(part_BTP[..., None], keep_P)[..., 0]
+    return sums_BTP if before_BP is None else sums_BTP[:, 1:]
+
+
+class Neocortex(nn.Module):
+    """Experts, chosen by what the token is, how salient it is and what is inhibited; or one plain part."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        d, E = config.d_model, config.n_experts
+        self.norm = RMSNorm(d)
+        self.experts: Experts | None = None
+        if config.has("neocortex"):
+            self.experts = Experts(d, config.expert_width, E, config.n_active, "swiglu")
+            self.router = Linear(d, E)
+            self.salience_E = nn.Parameter(torch.zeros(E)) if config.has("amygdala") else None
+        else:
+            self.plain = feed_forward(d, config.hidden, "swiglu")
+
+    def forward(self, y_BCD: Tensor, place: Place, felt: Felt, taps: TapPoint) -> tuple[Tensor, Tensor | None]:
+        """The answer (B, C, D), and the load of each expert before inhibition (E)."""
+        n_BCD = self.norm(y_BCD)
+        if self.experts is None:
+            return self.plain(n_BCD, taps), None
+        wanted_BCE = self.router(n_BCD)
+        if self.salience_E is not None and felt.salience_BC1 is not None:
+            wanted_BCE = wanted_BCE + felt.salience_BC1 * self.salience_E.to(n_BCD.dtype)
+        logits_BCE = wanted_BCE
+        if felt.open_experts_BCE is not None:
+            logits_BCE = logits_BCE + felt.open_experts_BCE.float().clamp(min=1e-6).log().to(n_BCD.dtype)
+        if felt.signals.router_temperature is not None:
+            logits_BCE = logits_BCE / felt.signals.router_temperature
+        logits_BCE = taps("experts.logits", logits_BCE)
+        out_BCD, _ = self.experts(n_BCD, logits_BCE, taps, place.taken_BC)
+        with torch.no_grad():
+            wanted = self.experts.choose(wanted_BCE, NO_TAPS)
+            return out_BCD, self.experts.load(wanted.indices_BCA, place.taken_BC)
+
+
+class Packet(nn.Module):
+    """The packet of neuromodulators: bounded signals 2σ(·), exactly 1 at the start, from a running mean over the tokens
+    that took part so far, the token itself and its salience.
+
+    A signal influences and does not force: a positive quantity θ of a pass becomes θ · (1 + KAPPA · tanh(c (m − 1))),
+    with a sensitivity c for each effect.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        Q = config.packet_width
+        self.signals = config.signals
+        self.norm = RMSNorm(config.d_model)
+        self.read = Linear(config.d_model, Q)
+        self.summary = Linear(Q, Q)
+        self.salience_Q = nn.Parameter(torch.zeros(Q)) if config.has("amygdala") else None
+        self.passes_RQ = nn.Parameter(torch.zeros(config.n_passes, Q))
+        self.out = Linear(Q, len(config.signals))
+
+        owner = {"gain_prefrontal": "prefrontal", "router_temperature": "neocortex"}
+        absent = {effect for effect, region in owner.items() if not config.has(region)}
+        absent |= {"patience"} if min(config.shares) == 1 else set()
+        effects = [e for e, signal in EFFECTS.items() if signal in config.signals and e not in absent]
+        self.sensitivity = nn.ParameterDict({e: nn.Parameter(torch.ones(())) for e in effects})
+
+    def forward(self, x_BTD: Tensor, salience_BT1: Tensor | None, took_BT: Tensor, r: int, slot: Slot | None) -> Tensor:
+        """The signals of pass `r` at every token, (B, T, S)."""
+        read_BTQ = self.read(self.norm(x_BTD))
+        wide = torch.promote_types(read_BTQ.dtype, torch.float32)
+        counted = torch.cat([read_BTQ.to(wide), torch.ones_like(read_BTQ[..., :1], dtype=wide)], -1)
+        counted = counted * took_BT[..., None]
+        if slot is not None:
+            counted = torch.cat([slot.summary_BQ[:, None], counted], 1)
+        sums = running_sum(counted.mT).mT[:, slot is not None :]
+        if slot is not None:
+            slot.summary_BQ.copy_(sums[:, -1])
+        mean_BTQ = (sums[..., :-1] / sums[..., -1:].clamp(min=1)).to(x_BTD.dtype)
+        heard_BTQ = read_BTQ + self.summary(mean_BTQ) + self.passes_RQ[r].to(x_BTD.dtype)
+        if self.salience_Q is not None and salience_BT1 is not None:
+            heard_BTQ = heard_BTQ + salience_BT1 * self.salience_Q.to(x_BTD.dtype)
+        return 2 * self.out(heard_BTQ.tanh()).sigmoid()
+
+    def influence(self, effect: str, levels: dict[str, Tensor]) -> Tensor | None:
+        """The factor that an effect's signal puts on it, in 1 ± KAPPA; None where the packet has no such signal."""
+        if effect not in self.sensitivity:
+            return None
+        level = levels[EFFECTS[effect]]
+        return 1 + KAPPA * torch.tanh(self.sensitivity[effect].to(level.dtype) * (level - 1))
+
+
+def feel(packet: Packet | None, mind: Mind, levels: dict[str, Tensor], place: Place) -> Felt:
+    """What the tokens of a pass feel when it begins."""
+
+    def influence(effect: str) -> Tensor | None:
+        return None if packet is None else place.picked(packet.influence(effect, levels))
+
+    gains = {region: influence(f"gain_{region}") for region in GAINED}
+    signals = Modulation(precision=influence("precision"), router_temperature=influence("router_temperature"))
+    return Felt(gains, signals, place.picked(mind.salience_BT1), None, place.picked(mind.open_heads_BTH))
+
+
+def scaled(x: Tensor, gain: Tensor | None) -> Tensor:
+    return x if gain is None else gain * x

@@ -1,0 +1,157 @@
+"""What a pass and a call hold while the model thinks.
+
+Legend: B batch, T positions, C places of a gathered block, S positions attended to, D width, H heads, P plan, Q packet
+summary, E experts, R passes, N sampled positions, V vocabulary; a trailing 1 is an axis of size one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...core.cache import Cache, KVSlot
+from ...core.modulation import Modulation
+from ...parts.gathered import Gathered
+from ...parts.routers import Span
+from ...parts.routing import RoutedSlot
+from .config import Config
+
+
+@dataclass(slots=True)
+class Slot:
+    """What one step of a pass remembers of the tokens read.
+
+    Attributes:
+        routed: keys and values of those that took part.
+        memory_BHKK: the associative memory.
+        summary_BQ: sum and number of the packet's readings; without columns where another step of the pass holds it.
+        plan_BP: the decaying mean of plans, likewise.
+    """
+
+    routed: RoutedSlot
+    memory_BHKK: Tensor
+    summary_BQ: Tensor
+    plan_BP: Tensor
+
+    @classmethod
+    def empty(
+        cls, config: Config, n_rows: int, width: int, dtype: torch.dtype, device: torch.device, *, speaks: bool
+    ) -> Slot:
+        """For at most `width` tokens a row; `speaks`: the first step of a pass, which holds packet and plans."""
+        H, K = config.n_heads, config.width_of_heads
+        wide = torch.promote_types(dtype, torch.float32)
+        routed = RoutedSlot.empty((n_rows, H, width, K), dtype, device)
+        sizes = (
+            (H if config.has("temporal") else 0, K, K),
+            (config.packet_width + 1 if speaks and config.signals else 0,),
+            (config.plan_width if speaks else 0,),
+        )
+        return cls(routed, *(torch.zeros(n_rows, *size, dtype=wide, device=device) for size in sizes))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the tokens of a pass stand.
+
+    Attributes:
+        block: those that take part; None: all.
+        taken_BC: which of its places hold a token; None: all.
+        rotation: rotary tables of their positions.
+        n_places: C.
+    """
+
+    block: Gathered | None
+    taken_BC: Tensor | None
+    rotation: tuple[Tensor, Tensor]
+    n_places: int
+    device: torch.device
+
+    def pick(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD if self.block is None else self.block.take(x_BTD)
+
+    def picked(self, x_BTD: Tensor | None) -> Tensor | None:
+        return None if x_BTD is None else self.pick(x_BTD)
+
+    def put(self, x_BTD: Tensor, new_BCD: Tensor, taking_BT: Tensor) -> Tensor:
+        """`x_BTD` with the rows of those that take part replaced."""
+        if self.block is None:
+            return new_BCD
+        return self.block.put_sum(torch.where(taking_BT[..., None], 0, x_BTD), new_BCD)
+
+    def add(self, x_BTD: Tensor, change_BCD: Tensor) -> Tensor:
+        return x_BTD + change_BCD if self.block is None else self.block.put_sum(x_BTD, change_BCD)
+
+    def rows(self, state: Tensor) -> Tensor:
+        """The rows of a decoding state that take part."""
+        return state if self.block is None else self.block.rows(state)
+
+    def write_rows(self, state: Tensor, new: Tensor) -> None:
+        if self.block is None or self.block.rows_A is None:
+            state.copy_(new.detach())
+        else:
+            state.index_copy_(0, self.block.rows_A, new.detach())
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What is known of a call before the model thinks.
+
+    Attributes:
+        rotation: rotary tables of all positions.
+        mask_BTS: what the first and the last block may see in their caches; None: all earlier positions.
+        cache: None: the whole sequence is in this call.
+        span: positions, padding, and how many tokens took each pass before.
+    """
+
+    rotation: tuple[Tensor, Tensor]
+    mask_BTS: Tensor | None
+    cache: Cache | None
+    span: Span
+
+    def kv(self, i: int) -> tuple[KVSlot, Tensor] | None:
+        return None if self.cache is None else (self.cache.at(i), self.span.positions_BT)
+
+    def slot(self, i: int) -> Slot | None:
+        return None if self.cache is None else self.cache.at(i)
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """What a pass leaves to losses and statistics.
+
+    Attributes:
+        x_BTD: the state after it.
+        forecast_BC1: the amygdala's; None without one.
+        loads: of the experts of each layer, (E).
+        levels: signals and gains by name.
+    """
+
+    x_BTD: Tensor
+    forecast_BC1: Tensor | None
+    loads: list[Tensor]
+    levels: dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Felt:
+    """What a token feels in a pass: the packet's influence, its salience, and what is inhibited."""
+
+    gains: dict[str, Tensor | None]
+    signals: Modulation
+    salience_BC1: Tensor | None = None
+    open_experts_BCE: Tensor | None = None
+    open_heads_BCH: Tensor | None = None
+
+
+@dataclass(slots=True)
+class Mind:
+    """The state between passes, at every token."""
+
+    x_BTD: Tensor
+    took_BT: Tensor
+    salience_BT1: Tensor | None
+    plan_BTP: Tensor | None
+    open_heads_BTH: Tensor | None = None
+    halt_BT1: Tensor | None = None
