@@ -3,7 +3,7 @@
     python -m benchmarks.processes --processes 2 --device cuda                 # two GPUs, NCCL
     python -m benchmarks.processes --processes 2 --device cpu                  # two processes, gloo
 
-Trains the `quickstart` recipe in float32 with one process and with several, kills a third run of several processes
+Trains the `gpt:small` recipe in float32 with one process and with several, kills a third run of several processes
 once a checkpoint stands, and resumes it. Then the recipe and overrides of `--speed` are trained by one process and by
 several at the same global batch. Prints JSON; exit code 1 if a loss differs by more than the tolerance or the resumed
 run by a single byte.
@@ -62,7 +62,7 @@ def killed_and_resumed(n_processes: int, words: list[str], run: Path) -> None:
 
 
 def agreement(n_processes: int, device: str, folder: Path) -> dict[str, Any]:
-    words = ["train", "quickstart", *SHORT, f"device={device}", "train.deterministic=true"]
+    words = ["train", "gpt:small", *SHORT, f"device={device}", "train.deterministic=true"]
     one, several, killed = folder / "one", folder / "several", folder / "killed"
     outcomes = [outcome(n, *words, "--run", str(run)) for n, run in ((1, one), (n_processes, several))]
     killed_and_resumed(n_processes, words, killed)

@@ -183,7 +183,8 @@ def test_statistics_move_thresholds_biases_and_the_running_dopamine() -> None:
     with torch.no_grad():
         model.after_update(found)
     moved = {name for name, buffer in model.named_buffers() if not torch.equal(buffer, before[name])}
-    expected = {"dopamine_G", "amygdala.typical", "router.threshold_R", "router.mean_R", "neocortex.0.experts.bias_E"}
+    expected = {"dopamine_G", "amygdala.typical", "amygdala.turn", "router.threshold_R", "router.mean_R"}
+    expected.add("neocortex.0.experts.bias_E")
     assert moved == expected
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from ...errors import InputError
 from ...parts.expert_choice import ExpertChoiceRouter
@@ -142,3 +142,11 @@ def _check_names(field: str, given: tuple[str, ...], known: tuple[str, ...]) -> 
     unknown = [name for name in given if name not in known]
     if unknown or len(set(given)) < len(given):
         raise InputError(f"model.{field}: {', '.join(unknown or given)}: give each of {', '.join(known)} at most once")
+
+
+# Small configurations for the contract suite.
+VARIANTS: tuple[dict[str, Any], ...] = (
+    {"n_heads": 2, "n_passes": 2, "window": 6, "n_experts": 4, "n_active": 2, "plan_width": 6, "packet_width": 5},
+    {"n_heads": 2, "n_passes": 2, "n_shared": 2, "regions": ("temporal", "neocortex"), "n_experts": 3, "n_active": 1},
+    {"n_heads": 2, "n_passes": 2, "regions": (), "signals": (), "filled": REGIONS, "tied": False},
+)

@@ -30,16 +30,10 @@ from ...parts.norm import RMSNorm
 from ...parts.rope import RotaryEmbedding
 from ...parts.routers import Choice, Router, Span, TokenChoiceRouter
 from ..registry import architecture
-from .config import EFFECTS, GAINED, REGIONS, ROUTERS, SIGNALS, Config
+from .config import EFFECTS, GAINED, ROUTERS, SIGNALS, VARIANTS, Config
 from .costs import budget_of, count_filled
 from .regions import Amygdala, Neocortex, Packet, Prefrontal, Temporal, feel, scaled
 from .state import Call, Felt, Mind, Passed, Place, Slot
-
-VARIANTS: tuple[dict[str, Any], ...] = (
-    {"n_heads": 2, "n_passes": 2, "window": 6, "n_experts": 4, "n_active": 2, "plan_width": 6, "packet_width": 5},
-    {"n_heads": 2, "n_passes": 2, "n_shared": 2, "regions": ("temporal", "neocortex"), "n_experts": 3, "n_active": 1},
-    {"n_heads": 2, "n_passes": 2, "regions": (), "signals": (), "filled": REGIONS, "tied": False},
-)
 
 
 @architecture("homunculi", Config, variants=VARIANTS)
@@ -301,10 +295,10 @@ class Homunculi(LanguageModel):
 
     def _foresee(self, ids_BT: Tensor, first: Passed, x_BTD: Tensor) -> tuple[Tensor, Tensor] | None:
         """At sampled positions of a training forward: forecasts, and what they should have been, in ln V nats."""
-        if not self.training or first.forecast_BC1 is None or self.config.forecast == "none" or ids_BT.shape[1] < 2:
+        T, asks = ids_BT.shape[1], self.training and self.config.forecast != "none"
+        if not asks or T < 2 or self.amygdala is None or first.forecast_BC1 is None:
             return None
-        T = ids_BT.shape[1]
-        index_N = torch.randint(T - 1, (max(1, T // 16),), device=ids_BT.device)
+        index_N = (16 * torch.arange(max(1, T // 16), device=ids_BT.device) + self.amygdala.turn) % (T - 1)
         targets_BN = ids_BT[:, index_N + 1]
 
         def loss_of(state_BTD: Tensor) -> Tensor:
@@ -362,6 +356,7 @@ class Homunculi(LanguageModel):
         self.router.after_update(statistics)
         if self.amygdala is not None and "forecast_mean" in statistics:
             self.amygdala.typical.lerp_(statistics["forecast_mean"].to(self.amygdala.typical), 0.05)
+            self.amygdala.turn.add_(1).remainder_(16)
         for g, name in enumerate(GAINED):
             if f"gain_{name}" in statistics:
                 self.dopamine_G[g].lerp_(statistics[f"gain_{name}"].to(self.dopamine_G), 0.01)

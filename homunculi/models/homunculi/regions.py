@@ -70,6 +70,7 @@ class Amygdala(nn.Module):
     """
 
     typical: Tensor
+    turn: Tensor
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
@@ -78,6 +79,7 @@ class Amygdala(nn.Module):
         self.forecast = Linear(d_model, 1)
         self.bias = nn.Parameter(torch.zeros(2))
         self.register_buffer("typical", torch.zeros(()))
+        self.register_buffer("turn", torch.zeros((), dtype=torch.long))  # which positions are asked next
 
     def forward(self, x_BTD: Tensor, taps: TapPoint) -> tuple[Tensor, Tensor]:
         """Salience and forecast, each (B, T, 1)."""
