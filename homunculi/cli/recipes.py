@@ -15,6 +15,8 @@ from homunculi.errors import InputError
 from homunculi.settings import override
 from homunculi.train.config import RunConfig
 
+_FILES: dict[Path, Any] = {}
+
 
 def configured(recipe: str, assignments: Sequence[str]) -> tuple[RunConfig, RunConfig]:
     """The recipe's configuration with `key=value` assignments applied, and as the recipe gives it."""
@@ -60,8 +62,12 @@ def _import_installed(name: str) -> Any:
 
 
 def _import_file(path: Path) -> Any:
+    """The module of a recipe file. Once a process: an architecture that it registers must stay the same class."""
     if not path.is_file():
         raise InputError(f"{path}: no such recipe file")
+    loaded = _FILES.get(path.resolve())
+    if loaded is not None:
+        return loaded
     spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise InputError(f"{path}: not a Python file")
@@ -71,4 +77,5 @@ def _import_file(path: Path) -> Any:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise InputError(f"{path}:{error.lineno}: {error.msg}") from error
+    _FILES[path.resolve()] = module
     return module

@@ -14,8 +14,15 @@ def add_to(app: typer.Typer) -> None:
 
 def resume(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="The file.py:function that the run was started with, where that file brings its architecture."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
+    from homunculi.cli.recipes import load_recipe
     from homunculi.cli.terminal import Terminal
     from homunculi.cli.train import finish, go_on
     from homunculi.errors import InputError
@@ -24,6 +31,8 @@ def resume(
     from homunculi.train.distributed import world_of_environment
     from homunculi.train.loop import finished_summary
 
+    if recipe is not None:  # never by what run.json names: loading a run runs no code
+        load_recipe(recipe)
     directory = open_run(run)
     info = directory.info()
     if not isinstance(info.get("config"), dict):

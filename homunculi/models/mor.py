@@ -344,7 +344,8 @@ class MoR(LanguageModel):
         return quotas
 
     def budget(self, context: int | None = None) -> Budget:
-        """Counts blocks at the sizes that an evaluation gives them at that context, full or not."""
+        """Counts blocks at the sizes that they have at that context, full or not, in the mode that the model is in:
+        those of a router that looks ahead in training differ."""
         n_tokens, config = context or self.config.max_seq_len, self.config
         d_heads, d_kv = config.n_heads * config.width_of_heads, config.number_of_kv_heads * config.width_of_heads
         table = self.embed.weight.numel()
@@ -352,7 +353,7 @@ class MoR(LanguageModel):
         square = 0.0
         for i, step in enumerate(self.schedule):
             r = next((r for r, steps in enumerate(self.passes) if i in steps), 0)
-            share = self.router.quotas[r].of_first(n_tokens) / n_tokens if i in self.passes[r] else 1.0
+            share = self.router.places(r, n_tokens) / n_tokens if i in self.passes[r] else 1.0
             rereads = config.kv == "shared" and i in self.passes[r] and r > 0
             maps = sum(p.numel() for p in self.blocks[step.block].parameters() if p.dim() == 2)
             executed += share * (maps - rereads * 2 * config.d_model * d_kv)

@@ -364,19 +364,25 @@ class Recursive(LanguageModel):
         return Cache(slots, batch_size, capacity, device)
 
     def budget(self, context: int | None = None) -> Budget:
-        """Counts the passes that an evaluation runs: of a new model all, of a loop that grows those it has grown to."""
+        """Counts the passes that an evaluation runs: of a new model all, of a loop that grows those it has grown to.
+        In training mode those of the present update; of passes before the gradient is cut the forward only."""
         n_heads, n_kv_heads, d_head = self.config.n_heads, self.config.number_of_kv_heads, self.config.width_of_heads
-        table, laps = self.embed.weight.numel(), self._laps(self.depth)
+        n_passes, cut = (self.drawn, self.config.backprop_passes) if self.training else (self.depth, 0)
+        table, laps = self.embed.weight.numel(), self._laps(n_passes)
+        square = 4 * (context or self.config.max_seq_len) * n_heads * d_head
         maps = [sum(p.numel() for p in block.parameters() if p.dim() == 2) for block in self.blocks]
-        steps = [0, len(self.schedule) - 1][: 2 * self.config.n_first] + [i for _, steps in laps for i in steps]
-        executed = table + sum(maps[self.schedule[i].block] for i in steps)
-        executed += len(laps) * (0 if self.adapter is None else self.adapter.weight.numel())
-        again = self.config.n_shared * (self.depth - 1) if self.config.kv_sharing == "first" else 0
+        joined = 0 if self.adapter is None else self.adapter.weight.numel()
+        costs = [joined + sum(maps[self.schedule[i].block] for i in steps) for _, steps in laps]
+        n_steps = 2 * self.config.n_first + sum(len(steps) for _, steps in laps)
+        executed = table + sum(costs) + sum(maps[i] for i in (0, -1)[: 2 * self.config.n_first])
+        again = self.config.n_shared * (n_passes - 1) if self.config.kv_sharing == "first" else 0
         executed -= again * 2 * self.config.d_model * n_kv_heads * d_head
+        blind = max(0, n_passes - cut) if cut else 0  # only cycles are cut: a lap is a pass
         return Budget(
             parameters=count_parameters(self),
             embedding_parameters=table if self.untied is None else 2 * table,
             executed_parameters=executed,
-            flops_per_token=2 * executed + 4 * (context or self.config.max_seq_len) * n_heads * d_head * len(steps),
+            flops_per_token=2 * executed + square * n_steps,
             cache_bytes_per_token=2 * 2 * len({step.slot for step in self.schedule}) * n_kv_heads * d_head,
+            forward_only_flops_per_token=2 * sum(costs[:blind]) + square * self.config.n_shared * blind,
         )

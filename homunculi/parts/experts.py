@@ -104,7 +104,7 @@ class Experts(nn.Module):
         router says, so a lone expert's weight is 2σ(logit): 1 at a logit of 0.
         """
         wide_BCE = logits_BCE.to(torch.promote_types(logits_BCE.dtype, torch.float32))
-        indices_BCA = (wide_BCE.detach() + self.bias_E).topk(self.n_active, dim=-1).indices
+        indices_BCA = largest(wide_BCE.detach() + self.bias_E, self.n_active)
         chosen_BCA = wide_BCE.gather(-1, indices_BCA)
         weights_BCA = chosen_BCA.softmax(-1) if self.n_active > 1 else 2 * chosen_BCA.sigmoid()
         weights_BCA = taps("experts.weights", weights_BCA)
@@ -157,6 +157,16 @@ class Experts(nn.Module):
         both_EDM = torch.cat([self._weight("gate"), self._weight("in")], dim=-1)
         gate_PM, in_PM = multiply(rows_PD, both_EDM, layout).chunk(2, dim=-1)
         return F.silu(gate_PM) * in_PM
+
+
+def largest(x_BCE: Tensor, n: int) -> Tensor:
+    """Where the n largest of the last axis stand, the largest first; of equal ones the first. Of few among few this
+    is less work than `topk`, which sorts."""
+    found = []
+    for _ in range(n):
+        found.append(x_BCE.argmax(-1, keepdim=True))
+        x_BCE = x_BCE.scatter(-1, found[-1], float("-inf"))
+    return torch.cat(found, -1)
 
 
 def lay_out(indices_NA: Tensor, n_experts: int, size: int) -> Layout:

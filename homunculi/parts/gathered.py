@@ -41,17 +41,24 @@ class Gathered:
         """The rows that take part, of a tensor that has a row for each or one for all."""
         return x_BT if self.rows_A is None or len(x_BT) == 1 else x_BT.index_select(0, self.rows_A)
 
+    def is_single(self, x_BT: Tensor) -> bool:
+        """Whether this is a decoding step of one token: all rows of the block take it, nothing is to be looked up."""
+        return self.n_seen > 0 and x_BT.shape[1] == 1
+
     def take(self, x_BTD: Tensor) -> Tensor:
         """What stands at the tokens of the block, (A, C, D)."""
-        return take(self.rows(x_BTD), self.selection.index_BC)
+        rows = self.rows(x_BTD)
+        return rows if self.is_single(x_BTD) else take(rows, self.selection.index_BC)
 
     def take_numbers(self, x_BT: Tensor) -> Tensor:
         """As `take`, of one number a token: (A, C)."""
-        return self.rows(x_BT).expand(len(self.selection.index_BC), -1).gather(1, self.selection.index_BC)
+        rows = self.rows(x_BT).expand(len(self.selection.index_BC), -1)
+        return rows if self.is_single(x_BT) else rows.gather(1, self.selection.index_BC)
 
     def put_sum(self, x_BTD: Tensor, change_ACD: Tensor) -> Tensor:
         """`x_BTD` plus a change at the tokens of the block."""
-        changed = put_sum(self.rows(x_BTD), change_ACD, self.selection)
+        rows = self.rows(x_BTD)
+        changed = rows + change_ACD if self.is_single(x_BTD) else put_sum(rows, change_ACD, self.selection)
         return changed if self.rows_A is None else x_BTD.index_copy(0, self.rows_A, changed)
 
     def places(self, slot: KVSlot) -> Tensor:
@@ -71,10 +78,14 @@ def gather_now(count_BT: Tensor, before_B: Tensor) -> Gathered | None:
     if n_places == 0:
         return None
     rows = [row for row in range(len(before)) if after[row] > before[row]]
-    if len(rows) == len(before):
-        return Gathered(select(count_BT, n_places, before_B), None, max(after))
-    rows_A = torch.tensor(rows, device=count_BT.device)
-    selection = select(count_BT.index_select(0, rows_A), n_places, before_B.index_select(0, rows_A))
+    rows_A = None
+    if len(rows) < len(before):
+        rows_A = torch.tensor(rows, device=count_BT.device)
+        count_BT, before_B = count_BT.index_select(0, rows_A), before_B.index_select(0, rows_A)
+    if count_BT.shape[1] == 1:
+        selection = Selection(torch.zeros_like(count_BT), torch.ones_like(count_BT, dtype=torch.bool), count_BT)
+    else:
+        selection = select(count_BT, n_places, before_B)
     return Gathered(selection, rows_A, max(after))
 
 
@@ -91,10 +102,9 @@ class SlotOfRows(KVSlot):
             rows = self.rows_A[:, None]
             self.whole.k_BHLK[rows, :, positions_BT] = k_BHTK.transpose(1, 2).to(self.whole.k_BHLK.dtype)
             self.whole.v_BHLK[rows, :, positions_BT] = v_BHTK.transpose(1, 2).to(self.whole.v_BHLK.dtype)
-        k_BHLK, v_BHLK = self.whole.k_BHLK[:, :, : self.n], self.whole.v_BHLK[:, :, : self.n]
         if self.rows_A is None:
-            return k_BHLK, v_BHLK
-        return k_BHLK.index_select(0, self.rows_A), v_BHLK.index_select(0, self.rows_A)
+            return self.whole.k_BHLK[:, :, : self.n], self.whole.v_BHLK[:, :, : self.n]
+        return self.whole.k_BHLK[self.rows_A, :, : self.n], self.whole.v_BHLK[self.rows_A, :, : self.n]
 
 
 @dataclass(slots=True)

@@ -128,7 +128,8 @@ class AssociativeMemory(nn.Module):
         maps = 2 * self.d_model * (4 * H * K + 2 * H)
         inside, across = (4, 4) if self.rule == "gated" else (6, 6)
         between = 2 * (n + 1) ** 2 * K * K if self.rule == "gated" else 0
-        return maps + round(H * (n * s * K * (inside * s + across * K) + between) / n_tokens)
+        sums = n * sum_flops(s) + (sum_flops(n + 1) if self.rule == "gated" else 0)
+        return maps + round(H * (n * s * K * (inside * s + across * K) + between + sums) / n_tokens)
 
     def _bring(self, x_BCD: Tensor, write_BC1: Tensor | None, taps: TapPoint, taken_BC: Tensor | None) -> Chunks:
         q_BCHK, k_BCHK, v_BCHK, forget_BCH, write_BCH = self._project(x_BCD)
@@ -205,12 +206,23 @@ def decay_between(since: Tensor) -> Tensor:
 
 
 def running_sum(x: Tensor) -> Tensor:
-    """Sums up to and with each place of the last axis. By doubling: `cumsum` has no deterministic form on a GPU."""
-    step = 1
-    while step < x.shape[-1]:
-        x = x + F.pad(x[..., :-step], (step, 0))
-        step *= 2
-    return x
+    """Sums up to and with each place of the last axis. By products with triangles of ones: `cumsum` has no
+    deterministic form on a GPU."""
+    n = x.shape[-1]
+    size = min(CHUNK, n)
+    n_pieces = -(-n // size)
+    pieces = F.pad(x, (0, n_pieces * size - n)).unflatten(-1, (n_pieces, size))
+    sums = pieces @ x.new_ones(size, size).triu()
+    if n_pieces > 1:
+        sums = sums + (sums[..., -1] @ x.new_ones(n_pieces, n_pieces).triu(1))[..., None]
+    return sums.flatten(-2)[..., :n]
+
+
+def sum_flops(n: int) -> int:
+    """FLOPs of a running sum of `n` numbers."""
+    size = min(CHUNK, n)
+    n_pieces = -(-n // size)
+    return 2 * n_pieces * size * size + (2 * n_pieces * n_pieces if n_pieces > 1 else 0)
 
 
 def _cut(n_tokens: int) -> tuple[int, int]:

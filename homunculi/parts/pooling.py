@@ -21,6 +21,7 @@ from .linear import Linear
 from .routing import take
 
 SCORE_BOUND = 20.0
+PIECE = 32
 
 
 def prefix_sum(x_BTHK: Tensor, keep_H: Tensor | None = None, documents_BT: Tensor | None = None) -> Tensor:
@@ -38,15 +39,50 @@ def prefix_sum(x_BTHK: Tensor, keep_H: Tensor | None = None, documents_BT: Tenso
         return x_BTHK.cumsum(1)
     shift = 1
     while shift < x_BTHK.shape[1]:
-        earlier = x_BTHK[:, :-shift]
+        # Padded first: every reduction of a gradient then has the same length.
+        earlier = F.pad(x_BTHK[:, :-shift], (0, 0, 0, 0, shift, 0))
         if keep_H is not None:
             earlier = earlier * keep_H[:, None]
             keep_H = keep_H.square()
         if documents_BT is not None:
-            earlier = earlier * (documents_BT[:, shift:] == documents_BT[:, :-shift])[..., None, None]
-        x_BTHK = x_BTHK + F.pad(earlier, (0, 0, 0, 0, shift, 0))
+            same_BT = F.pad(documents_BT[:, shift:] == documents_BT[:, :-shift], (shift, 0))
+            earlier = earlier * same_BT[..., None, None]
+        x_BTHK = x_BTHK + earlier
         shift *= 2
     return x_BTHK
+
+
+def decayed_sum(x_BTHK: Tensor, keep_H: Tensor) -> Tensor:
+    """As `prefix_sum` of one document, by products: inside pieces of `PIECE` tokens with the triangular matrix of what
+    is left of each term, then from piece to piece. Fewer operations than doubling; more arithmetic where K is large.
+    Powers of keep are at most 1, so nothing overflows."""
+    n_tokens = x_BTHK.shape[1]
+    size = min(PIECE, n_tokens)
+    n_pieces = -(-n_tokens // size)
+    log_keep_H = keep_H.clamp(min=torch.finfo(keep_H.dtype).tiny).log()
+    x_BNSHK = F.pad(x_BTHK, (0, 0, 0, 0, 0, n_pieces * size - n_tokens)).unflatten(1, (n_pieces, size))
+    y_BNSHK = torch.einsum("hts,bnshk->bnthk", _left(log_keep_H, size), x_BNSHK)
+    if n_pieces > 1:
+        ends_BNHK = F.pad(y_BNSHK[:, :-1, -1], (0, 0, 0, 0, 1, 0))
+        before_BNHK = torch.einsum("hnm,bmhk->bnhk", _left(size * log_keep_H, n_pieces), ends_BNHK)
+        steps_S1 = torch.arange(1, size + 1, device=x_BTHK.device)[:, None]
+        y_BNSHK = y_BNSHK + (steps_S1 * log_keep_H).exp()[..., None] * before_BNHK[:, :, None]
+    return y_BNSHK.flatten(1, 2)[:, :n_tokens]
+
+
+def decayed_flops(n: int) -> int:
+    """FLOPs of a decayed sum of `n` numbers."""
+    size = min(PIECE, n)
+    n_pieces = -(-n // size)
+    return 2 * n_pieces * size * size + (2 * n_pieces * n_pieces if n_pieces > 1 else 0)
+
+
+def _left(log_keep_H: Tensor, n: int) -> Tensor:
+    """What is left of term s at place t, keep^(t − s), 0 before it, (H, n, n)."""
+    places = torch.arange(n, device=log_keep_H.device)
+    ages_TS = places[:, None] - places
+    left_HTS = (ages_TS.clamp(min=0) * log_keep_H[:, None, None]).exp()
+    return left_HTS.masked_fill(ages_TS < 0, 0.0)
 
 
 @dataclass(slots=True)

@@ -40,6 +40,8 @@ class RoutingOptions:
 
     Attributes:
         threshold_rate: step of a threshold, in deviations of the scores, for a share that is wrong by 1 (threshold).
+        gate: of a score s that is above its threshold t, centred: 2σ(s − t), from 1 on; rising: tanh(2 (s − t)), from 0
+            on, so that who is just above differs little from who is just below (threshold).
         depth_weight: whether the weights of the depths on offer compete or stand each by itself (token choice).
         balance: keep to the shares by a loss, or without one by a bias of the choice (token choice).
         balance_coefficient: of that loss; balance_rate: step of that bias.
@@ -51,6 +53,7 @@ class RoutingOptions:
     """
 
     threshold_rate: float = 0.5
+    gate: Literal["centred", "rising"] = "centred"
     depth_weight: Literal["softmax", "sigmoid"] = "softmax"
     balance: Literal["loss", "loss_free"] = "loss"
     balance_coefficient: float = 0.1
@@ -64,6 +67,7 @@ class RoutingOptions:
             check_range(f"model.routing.{name}", getattr(self, name), low=0.0)
         check_range("model.routing.capacity_warmup_frac", self.capacity_warmup_frac, low=0.0, high=1.0)
         for name, known in (
+            ("gate", ("centred", "rising")),
             ("depth_weight", ("softmax", "sigmoid")),
             ("balance", ("loss", "loss_free")),
             ("stand_in", ("score", "auxiliary")),
@@ -199,9 +203,9 @@ class Router(nn.Module):
 class ThresholdRouter(Router):
     """Each routed pass has a score w · x / rms(x); who has one above the threshold wants to take part.
 
-    The gate is 2σ(score − threshold): 1 at the threshold, and the way on which scores learn. After each update the
-    thresholds follow what was measured in it: they move with the mean score, which a learning router can shift by much
-    in one update, and by rate · deviation of the scores · (share that wanted to − capacity).
+    The gate (`RoutingOptions.gate`) grows with the score above the threshold: the way on which scores learn. After
+    each update the thresholds follow what was measured in it: they move with the mean score, which a learning router
+    can shift by much in one update, and by rate · deviation of the scores · (share that wanted to − capacity).
 
     Attributes:
         threshold_R: buffer, one a pass.
@@ -234,7 +238,9 @@ class ThresholdRouter(Router):
         here = taps.at(self.first_steps[r])
         score_BT = here("router.score", score)
         threshold = self.threshold_R[r]
-        gate_BT = here("router.gate", (2 * torch.sigmoid(score_BT - threshold)).to(score_BT.dtype))
+        above_BT = score_BT - threshold
+        gate_BT = torch.tanh(2 * above_BT) if self.options.gate == "rising" else 2 * torch.sigmoid(above_BT)
+        gate_BT = here("router.gate", gate_BT.to(score_BT.dtype))
         evidence_BT = self.evidence(r, x_BTD, score_BT, here)
         wants_BT, taking_BT, count_BT = self.admitted(r, evidence_BT > threshold, last, span, taps)
         return Choice(taking_BT, count_BT, gate_BT, wants_BT, evidence_BT)

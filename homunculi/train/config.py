@@ -29,6 +29,9 @@ class TrainConfig:
         loss_chunks: the read-out and its loss in that many pieces, recomputed in the backward pass: less memory, more
             time.
         eval_tokens: how many tokens of the validation text an evaluation reads; 0: all.
+        cuda_graphs: auto captures the compiled forward and backward of a single process on a GPU as graphs, which are
+            launched at once: models of many small operations train up to twice as fast. off: if a graph takes too much
+            memory.
         deterministic: ask for algorithms that give the same bits on a GPU too (the CPU's do by themselves).
     """
 
@@ -46,6 +49,7 @@ class TrainConfig:
     micro_tokens: int = 0
     loss_chunks: int = 1
     eval_tokens: int = 65_536
+    cuda_graphs: Literal["auto", "off"] = "auto"
     deterministic: bool = False
 
     def __post_init__(self) -> None:

@@ -19,6 +19,8 @@ from homunculi.train.lr import lr_factor
 from homunculi.train.optim import build_optimizers, set_lr
 from homunculi.train.plasticity import multipliers
 
+_TRIALS = 5  # updates until compiled code is trusted: graphs are captured in the second and third
+
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
@@ -107,8 +109,10 @@ class Updater:
         self.eager = TrainingLoss(model, config.train.loss_chunks, separator)
         self.on_fallback = on_fallback
         self.compiled = self._wants_compilation()
-        loss = cast(nn.Module, torch.compile(self.eager, dynamic=False)) if self.compiled else self.eager
-        self.loss: nn.Module = parallel(loss, world, device)
+        # Many small kernels wait for the host; a captured graph is launched as one. Not beside a sum over processes.
+        self.graphs = self.compiled and device.type == "cuda" and world.size == 1 and config.train.cuda_graphs == "auto"
+        self._unproven = _TRIALS if self.compiled and config.compile == "auto" else 0
+        self.loss: nn.Module = self._prepared()
         # Only fused AdamW can skip an update by a flag on the device, and only there is waiting for it expensive.
         self.reads_late = device.type == "cuda" and not self.average and len(self.optimizers) == 1
         self._broken = torch.zeros((), dtype=torch.bool, device=device)
@@ -116,6 +120,13 @@ class Updater:
     def _wants_compilation(self) -> bool:
         wish = self.config.compile
         return wish == "on" or (wish == "auto" and self.device.type == "cuda")
+
+    def _prepared(self) -> nn.Module:
+        if not self.compiled:
+            return parallel(self.eager, self.world, self.device)
+        mode = "reduce-overhead" if self.graphs else None
+        compiled = cast(nn.Module, torch.compile(self.eager, dynamic=False, mode=mode))
+        return parallel(compiled, self.world, self.device)
 
     def update(self, step: int, micro_batches: list[Tensor], stop: bool) -> PendingResult:
         """Take update `step`, counted from 1, unless something is not finite: then this one and all later ones leave
@@ -128,10 +139,7 @@ class Updater:
         self.model.before_update(step, self.config.steps)
         if not self.model.training:
             self.model.train()
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        last = len(micro_batches) - 1
-        losses = [self._backward(ids, len(micro_batches), last=i == last) for i, ids in enumerate(micro_batches)]
+        losses = self._backward_all(micro_batches)
         loss, stopped, terms, statistics = self._agree(losses, stop)
         norm = self._gradient_norm()
         factors = multipliers(self.model, self.config.train.plasticity)
@@ -183,6 +191,33 @@ class Updater:
             optimizer.step()
         self._average()
 
+    def _backward_all(self, micro_batches: list[Tensor]) -> list[Losses]:
+        """Gradients of the mean loss. Compilation fails in many ways and not only in the first call: while it is
+        unproven, a failure leads to the next plainer way, and eager code says what is really wrong."""
+        while self._unproven:
+            try:
+                losses = self._backwards(micro_batches)
+                self._unproven -= 1
+                return losses
+            except Exception as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                said = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"
+            self.graphs, self.compiled = False, self.graphs and "cudagraph" in said.lower()
+            self._unproven = _TRIALS if self.compiled else 0
+            self.loss = self._prepared()
+            if not self.compiled:
+                self.on_fallback(said)
+        return self._backwards(micro_batches)
+
+    def _backwards(self, micro_batches: list[Tensor]) -> list[Losses]:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        if self.graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        last = len(micro_batches) - 1
+        return [self._backward(ids, len(micro_batches), last=i == last) for i, ids in enumerate(micro_batches)]
+
     def _backward(self, ids: Tensor, n_micro: int, last: bool) -> Losses:
         if self.world.size > 1 and not last:
             with cast(DistributedDataParallel, self.loss).no_sync():
@@ -190,23 +225,10 @@ class Updater:
         return self._backward_here(ids, n_micro)
 
     def _backward_here(self, ids: Tensor, n_micro: int) -> Losses:
-        loss, terms, statistics = self._forward(ids)
+        loss, terms, statistics = self.loss(ids)
         objective = loss if not terms else loss + torch.stack(list(terms.values())).sum()
         (objective / n_micro).backward()
         return Losses(loss.detach(), {name: term.detach() for name, term in terms.items()}, statistics)
-
-    def _forward(self, ids: Tensor) -> Losses:
-        if not self.compiled or self.config.compile == "on":
-            return self.loss(ids)
-        try:
-            return self.loss(ids)
-        except Exception as error:  # compilation fails in many ways; eager code then says what is really wrong
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            self.compiled = False
-            self.loss = parallel(self.eager, self.world, self.device)
-            self.on_fallback(f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}")
-            return self.loss(ids)
 
     @torch.no_grad()
     def _average(self) -> None:

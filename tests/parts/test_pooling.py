@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from homunculi.parts.pooling import SCORE_BOUND, CausalPooling, PoolingSlot, prefix_sum
+from homunculi.parts.pooling import SCORE_BOUND, CausalPooling, PoolingSlot, decayed_sum, prefix_sum
 
 D, H, T = 8, 2, 13
 KINDS: dict[str, dict[str, Any]] = {
@@ -152,3 +152,23 @@ def test_half_lives_are_learned() -> None:
     part(inputs()).square().sum().backward()
     assert part.log_half_life_H is not None and part.log_half_life_H.grad is not None
     assert part.log_half_life_H.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("n_tokens", [1, 31, 32, 33, 100])
+def test_products_and_doubling_give_the_same_decaying_sum(n_tokens: int) -> None:
+    generator = torch.Generator().manual_seed(n_tokens)
+    x_BTHK = torch.randn(2, n_tokens, 3, 4, dtype=torch.float64, generator=generator).requires_grad_()
+    keep_H = torch.tensor([1.0, 0.5, 1e-9], dtype=torch.float64).requires_grad_()
+    found, wanted = decayed_sum(x_BTHK, keep_H), prefix_sum(x_BTHK, keep_H)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    weight = torch.randn(found.shape, dtype=torch.float64, generator=generator)
+    for parameter in (x_BTHK, keep_H) if n_tokens > 1 else (x_BTHK,):
+        mine, theirs = (torch.autograd.grad((y * weight).sum(), parameter, retain_graph=True) for y in (found, wanted))
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_a_sum_that_forgets_at_once_has_finite_gradients() -> None:
+    keep_H = torch.zeros(1).requires_grad_()
+    y = decayed_sum(torch.ones(1, 40, 1, 1), keep_H)
+    assert torch.equal(y, torch.ones_like(y))
+    assert torch.autograd.grad(y.sum(), keep_H)[0].isfinite().all()

@@ -153,6 +153,33 @@ def test_compilation_that_fails_falls_back_and_says_so(
     assert state_of(run) == "done"
 
 
+def test_a_backward_that_cannot_be_compiled_falls_back_to_the_same_training(
+    tiny: RunConfig, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, g: Any) -> Any:
+            raise RuntimeError("cannot fuse these kernels")
+
+    def half_a_compiler(module: Any, **options: Any) -> Any:
+        def call(*args: Any) -> Any:
+            losses = module(*args)
+            return losses._replace(cross_entropy=Broken.apply(losses.cross_entropy))
+
+        return call
+
+    eager, _ = start(tiny, name="eager")
+    monkeypatch.setattr(step.Updater, "_wants_compilation", lambda self: True)
+    monkeypatch.setattr(torch, "compile", half_a_compiler)
+    run, listener = start(tiny)
+    assert any("cannot fuse these kernels" in text for text in listener.messages)
+    assert [line["train/loss"] for line in run.metrics()] == [line["train/loss"] for line in eager.metrics()]
+
+
 def test_a_full_disk_while_saving_leaves_the_last_checkpoint(
     tiny: RunConfig,
     start: Callable[..., Any],

@@ -46,7 +46,8 @@ class Config:
         router, routing: who takes another pass; see `homunculi.parts.routers`.
         window: how far back the temporal lobe's attention sees among the tokens of its pass; 0: to the beginning.
         d_mlp: hidden width of the first and last block; 0: 8/3 · d_model rounded up to a multiple of 8.
-        n_experts, n_active, d_expert: of the neocortex; d_expert 0: d_mlp / n_active.
+        n_experts, n_active, d_expert: of the neocortex; d_expert 0: d_mlp / n_active, rounded up to a
+            multiple of 8 (which grouped products of a GPU need).
         plan_width: of the prefrontal state; packet_width: of the packet's summary.
         regions: those that take part; without one the plain part of a recursive transformer stands in its place (the
             temporal lobe's attention then sees to the beginning and has no memory, the neocortex is one feed-forward
@@ -120,7 +121,7 @@ class Config:
 
     @property
     def expert_width(self) -> int:
-        return self.d_expert or -(-self.hidden // self.n_active)
+        return self.d_expert or 8 * -(-self.hidden // (8 * self.n_active))
 
     # What the first and the last block are built from.
     activation: ClassVar[Literal["swiglu"]] = "swiglu"

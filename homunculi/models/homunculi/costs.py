@@ -9,7 +9,10 @@ import torch
 from torch import nn
 
 from ...core.budget import Budget, count_parameters
+from ...parts.attention import window_flops
 from ...parts.linear import Linear
+from ...parts.memory import sum_flops
+from ...parts.pooling import decayed_flops
 from .config import SIGNALS, Config
 from .regions import Amygdala, Neocortex, Packet, Prefrontal, Temporal
 
@@ -25,7 +28,7 @@ def budget_of(model: Homunculi, context: int | None) -> Budget:
     whole = [model.packet] * config.n_passes if model.packet is not None else []
     per_token = outer + sum(_maps(part) for part in whole) + _maps(model.router) + table
     executed = float(per_token + (_maps(model.amygdala) if model.amygdala is not None else 0))
-    flops = 2 * executed + 2 * 4 * T * d
+    flops = 2 * executed + 2 * 4 * T * d + config.n_passes * _running_flops(model, T)
     for r in range(config.n_passes):
         C = model.router.places(r, T) if r in model.router.routed else T
         inside, attended = pass_cost(model, C)
@@ -49,12 +52,20 @@ def pass_cost(model: Homunculi, n_places: int) -> tuple[float, float]:
     layers: Any = zip(model.temporal, model.neocortex, strict=True)
     for temporal, neocortex in layers:
         inside += _maps(temporal.attn) + _maps(neocortex)
-        attended += 4 * n_places * config.d_model
+        attended += window_flops(n_places, config.d_model, temporal.window)
         if temporal.memory is not None:
-            attended += temporal.memory.flops_per_token(n_places)
+            inside += _maps(temporal.memory)
+            attended += temporal.memory.flops_per_token(n_places) - 2 * _maps(temporal.memory)
         if neocortex.experts is not None:
             inside += neocortex.experts.active_parameters
     return inside, attended
+
+
+def _running_flops(model: Homunculi, n_tokens: int) -> float:
+    """FLOPs a token of a pass's running sums: the packet's readings and their number, and the plans."""
+    packet = sum_flops(n_tokens) * (model.config.packet_width + 1) if model.packet is not None else 0
+    plans = decayed_flops(n_tokens) * model.config.plan_width if model.prefrontal is not None else 0
+    return (packet + plans) / n_tokens
 
 
 def count_filled(config: Config) -> int:

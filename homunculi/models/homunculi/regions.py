@@ -19,7 +19,7 @@ from ...parts.linear import Linear
 from ...parts.memory import AssociativeMemory, running_sum
 from ...parts.mlp import feed_forward
 from ...parts.norm import RMSNorm
-from ...parts.pooling import prefix_sum
+from ...parts.pooling import decayed_sum
 from .config import EFFECTS, GAINED, KAPPA, Config
 from .state import Felt, Mind, Place, Slot
 
@@ -32,9 +32,9 @@ class Temporal(nn.Module):
         super().__init__()
         d, h = config.d_model, config.n_heads
         self.norm = RMSNorm(d)
-        self.attn = CausalSelfAttention(d, h, h, d // h, qk_norm=config.qk_norm)
-        self.memory = AssociativeMemory(d, h, d // h) if config.has("temporal") else None
         self.window = config.window if config.has("temporal") else 0
+        self.attn = CausalSelfAttention(d, h, h, d // h, qk_norm=config.qk_norm, window=self.window)
+        self.memory = AssociativeMemory(d, h, d // h) if config.has("temporal") else None
 
     def forward(self, x_BCD: Tensor, place: Place, felt: Felt, taps: TapPoint, slot: Slot | None) -> Tensor:
         n_BCD = self.norm(x_BCD)
@@ -51,11 +51,7 @@ class Temporal(nn.Module):
 
     def _visible(self, place: Place, slot: Slot | None) -> tuple[Tensor | None, tuple[KVSlot, Tensor] | None]:
         if slot is None or place.block is None:
-            C = place.n_places
-            if not 0 < self.window < C:
-                return None, None
-            ages_CC = torch.arange(C, device=place.device)[:, None] - torch.arange(C, device=place.device)
-            return ((ages_CC >= 0) & (ages_CC < self.window))[None], None
+            return None, None
         where_BC = place.block.places(slot.routed.kv)
         ages_BCS = where_BC[..., None] - torch.arange(place.block.n_seen, device=place.device)
         seen_BCS = ages_BCS >= 0 if not self.window else (ages_BCS >= 0) & (ages_BCS < self.window)
@@ -160,7 +156,7 @@ def decaying_mean(x_BTP: Tensor, keep_P: Tensor, before_BP: Tensor | None) -> Te
     part_BTP = (1 - keep_P) * x_BTP
     if before_BP is not None:
         part_BTP = torch.cat([before_BP[:, None], part_BTP], 1)
-    sums_BTP = prefix_sum(part_BTP[..., None], keep_P)[..., 0]
+    sums_BTP = decayed_sum(part_BTP[..., None], keep_P)[..., 0]
     return sums_BTP if before_BP is None else sums_BTP[:, 1:]
 
 
