@@ -75,4 +75,33 @@ def _lines(certificate: Any) -> str:
         lines.append("  ".join(f"{name.replace('_', ' ')}: {value:,}" for name, value in costs.items()))
     lines.append(f"causal: {'yes' if certificate.causal else 'NO'}")
     lines.append(f"causal in training: {'yes' if certificate.causal_in_training else 'NO'}")
+    shown = ""
+    for leaks in certificate.leaks:
+        again = leaks.summary == shown
+        lines += ["", f"leaks in {leaks.mode}: the same"] if again else ["", *_map_lines(leaks)]
+        shown = leaks.summary
     return "\n".join(lines)
+
+
+def _map_lines(leaks: Any) -> list[str]:
+    """Who sees what: a caption that says how to read the map, the map, the worst pairs."""
+    lines = [f"leaks in {leaks.mode}, in rows of {leaks.context} tokens: {leaks.summary}"]
+    if not leaks.pairs:
+        return lines
+    stands = "one position" if leaks.cell == 1 else f"{leaks.cell} positions"
+    lines += [
+        f"a line is who reads, a column what is seen, a mark {stands}; a line begins with its first, counted from 0",
+        "# logits move by 1 % or more, + by less, - by less than a millionth, . not at all, ? nobody asked",
+    ]
+    for reader, row in enumerate(leaks.cells):
+        marks = [_mark(value) for value in row]
+        past = reader + (leaks.cell == 1)  # what stands left of it cannot leak
+        lines.append(f"{reader * leaks.cell:>7} {' '.join([' '] * past + marks[past:])}".rstrip())
+    more = f"; {leaks.n_pairs} in all" if leaks.n_pairs > len(leaks.pairs) else ""
+    return [*lines, f"most: {', '.join(map(str, leaks.pairs))}{more}"]
+
+
+def _mark(value: float | None) -> str:
+    if value is None:
+        return "?"
+    return "#" if value >= 1e-2 else "+" if value >= 1e-6 else "-" if value else "."

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -18,8 +19,16 @@ from torch import Tensor
 from homunculi.core.budget import Budget
 from homunculi.core.model import LanguageModel
 from homunculi.errors import InputError
-from homunculi.experiments.causality import check_gradients, check_prefixes, check_token_edits, token_edits
-from homunculi.experiments.certificate import Certificate, Check
+from homunculi.experiments.causality import (
+    Suspects,
+    check_gradients,
+    check_prefixes,
+    check_token_by_token,
+    check_token_edits,
+    lengths_in_order,
+    token_edits,
+)
+from homunculi.experiments.certificate import Certificate, Check, LeakMap
 from homunculi.experiments.invariance import (
     check_batch,
     check_cached_decoding,
@@ -28,6 +37,7 @@ from homunculi.experiments.invariance import (
     check_neutral_start,
     check_state,
 )
+from homunculi.experiments.leaks import LeakSearch
 from homunculi.experiments.margins import check_hard_choices
 from homunculi.experiments.subject import Subject, first_line, prepared, same_random_state
 from homunculi.experiments.trial import check_random_tokens
@@ -39,13 +49,21 @@ SECONDS = 30.0  # what a certificate should take without the trial
 TRIAL_SECONDS = 45.0  # what training in the random-token trial may take
 WHOLE_SECONDS = 90.0  # after which the trial, which comes last, is held to LEAST_TRIAL_SECONDS
 LEAST_TRIAL_SECONDS = 10.0
+PREFIX_SECONDS = 4.0  # what prefixes may take in each mode
+READING_SECONDS = 18.0
+MOST_EDITS = 10
 SLOW = 0.2  # seconds of a forward from which on less is asked
 SHORT = 128  # tokens at which a slow model is asked for all but causality
 DEFAULT_VOCAB = 64
 DEFAULT_CONTEXT = 128
 
-_CAUSALITY = {"token_edits", "gradients", "prefix_consistency", "random_tokens"}
-_CAUSALITY_IN_TRAINING = {"token_edits_training", "gradients_training", "random_tokens_training"}
+_CAUSALITY = {"token_edits", "gradients", "prefix_consistency", "every_cut", "random_tokens"}
+_CAUSALITY_IN_TRAINING = {
+    "token_edits_training",
+    "gradients_training",
+    "every_cut_training",
+    "random_tokens_training",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +71,13 @@ class _Effort:
     """How much is asked, by how long a forward takes. Causality is always asked at the full context.
 
     Attributes:
+        seconds: of a forward.
         n_edits: token edits in each mode.
         n_cuts: places where gradients are looked at.
         context: tokens of all other checks.
     """
 
+    seconds: float
     n_edits: int
     n_cuts: int
     context: int
@@ -67,7 +87,7 @@ class _Effort:
         slow = seconds > SLOW
         other_checks = 20 if slow else 35  # what they cost, in evaluating forwards of one row
         edits = int((SECONDS / max(seconds, 1e-6) - other_checks) / 2)
-        return cls(min(40, max(4, edits)), 1 if slow else 2, min(context, SHORT) if slow else context)
+        return cls(seconds, min(MOST_EDITS, max(4, edits)), 1 if slow else 2, min(context, SHORT) if slow else context)
 
 
 def certify(
@@ -76,10 +96,11 @@ def certify(
     """Certify a module or function from token ids (B, T) to logits (B, T, V).
 
     A difference counts from 1e-9 on, relative to the logits, where float64 is possible throughout; from 1e-4 where
-    float32 appears; from 3e-2 below that. `causal` is the verdict of token edits, gradients, prefixes and the
-    random-token trial in evaluation mode, `causal_in_training` that of token edits and gradients, with equal random
-    draws, and of the trial in training mode (a plain function has one mode and no trial). The model, its mode and
-    torch's random generators are left as they were.
+    float32 appears; from 3e-2 below that. `causal` is the verdict of token edits, gradients, prefixes,
+    cuts and the random-token trial in evaluation mode, `causal_in_training` that of token edits, gradients and cuts,
+    with equal random draws, and of the trial in training mode (a plain function has one mode and no trial). Where a cut
+    shows a look ahead, `leaks` says who sees what. The model, its mode and torch's random generators are left as they
+    were.
 
     Caches are checked where the model has ``new_cache`` and takes ``cache=`` as `LanguageModel` says. An architecture
     whose modulation starts neutral declares it by a method ``neutral_twin()``: a model with the same weights that
@@ -105,17 +126,34 @@ def certify(
     began = time.perf_counter()
     with prepared(model, rows_BT[:1], seed, notes) as subject:
         session = _Session(subject, rows_BT, vocab_size, generator, notes)
-        checks = (*session.run(), *session.trial(model, _left(trial_seconds, began)))
+        with _quickest_threads(subject, rows_BT[:1]):
+            checks = tuple(session.run())
+        checks += tuple(session.trial(model, _left(trial_seconds, began)))
     passed = {check.name: check.passed for check in checks}
     causal = all(passed[name] for name in _CAUSALITY if name in passed)
     in_training = [passed[name] for name in _CAUSALITY_IN_TRAINING if name in passed]
     trains = bool(in_training) and all(in_training) if subject.module is not None else causal
-    return Certificate(causal, trains, checks, _budget(model, context), tuple(notes))
+    return Certificate(causal, trains, checks, _budget(model, context), tuple(notes), tuple(session.leaks))
 
 
 def _left(seconds: float, began: float) -> float:
     """Of the seconds asked for, those that keep the whole certificate short."""
     return min(seconds, max(LEAST_TRIAL_SECONDS, WHOLE_SECONDS - (time.perf_counter() - began)))
+
+
+@contextmanager
+def _quickest_threads(subject: Subject, row_BT: Tensor) -> Iterator[None]:
+    """One thread or all of them: where others compute on the same cores, several only wait for each other."""
+    before = torch.get_num_threads()
+    seconds = {1: 0.0}
+    for n in {1, before} if before > 1 else ():
+        torch.set_num_threads(n)
+        seconds[n] = min(subject.seconds(row_BT) for _ in range(2))
+    torch.set_num_threads(min(seconds, key=lambda n: seconds[n]))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(slots=True)
@@ -127,6 +165,7 @@ class _Session:
     vocab_size: int
     generator: torch.Generator
     notes: list[str]
+    leaks: list[LeakMap] = field(default_factory=list)
 
     def run(self) -> Iterator[Check]:
         subject, context = self.subject, self.rows_BT.shape[1]
@@ -140,10 +179,12 @@ class _Session:
         yield from self._try("call_independence", lambda: check_calls(subject, rows_BT))
         if subject.module is not None:
             yield from self._try("state_unchanged", lambda: check_state(subject, rows_BT[:1]))
+        suspects = Suspects()
         if all(check.passed for check in deterministic):
-            yield from self._across_shapes(rows_BT)
+            yield from self._across_shapes(rows_BT, suspects)
         else:
             self.notes.append("draws at random in evaluation: prefixes, batches and caches cannot be compared")
+        yield from self._every_cut(effort, suspects)
         if hasattr(subject.module, "neutral_twin"):
             yield from self._try("neutral_start", self._neutral_start)
         yield from self._try("hard_choices", lambda: check_hard_choices(subject, rows_BT[:1]))
@@ -175,14 +216,30 @@ class _Session:
                 f"gradients{name}", partial(check_gradients, subject, ids_BT, cuts, generator, training=training)
             )
 
-    def _across_shapes(self, rows_BT: Tensor) -> Iterator[Check]:
+    def _across_shapes(self, rows_BT: Tensor, suspects: Suspects) -> Iterator[Check]:
         """What compares forwards of different shapes, whose random draws would differ."""
-        subject, context = self.subject, self.rows_BT.shape[1]
-        lengths = sorted({1, 2, context // 2 + 1, context - 1} - {context})
-        yield from self._try("prefix_consistency", lambda: check_prefixes(subject, self.rows_BT[:1], lengths))
+        subject, row_BT = self.subject, self.rows_BT[:1]
+        lengths = lengths_in_order(row_BT.shape[1], self.generator)
+        ask = partial(check_prefixes, subject, row_BT, lengths, suspects)
+        yield from self._try("prefix_consistency", partial(ask, seconds=PREFIX_SECONDS))
         yield from self._try("batch_independence", lambda: check_batch(subject, rows_BT))
-        if hasattr(subject.module, "new_cache"):
+        if cacheless := getattr(subject.module, "cacheless", ""):
+            self.notes.append(f"cached decoding left out: {cacheless}")
+        elif hasattr(subject.module, "new_cache"):
             yield from self._try("cached_decoding", lambda: check_cached_decoding(subject, rows_BT))
+            read = partial(check_token_by_token, subject, row_BT, suspects, READING_SECONDS)
+            yield from self._try("token_by_token", read)
+
+    def _every_cut(self, effort: _Effort, suspects: Suspects) -> Iterator[Check]:
+        """All pairs of positions, those first that other comparisons hint at."""
+        row_BT, generator = self.rows_BT[:1], self.generator
+        search = LeakSearch(
+            self.subject, row_BT, self.vocab_size, generator, effort.seconds, self.notes, leaks=self.leaks
+        )
+        yield from self._try("every_cut", partial(search.check, suspects, training=False))
+        if self.subject.module is not None:
+            suspects = search.suspects_in_training(lengths_in_order(row_BT.shape[1], generator), PREFIX_SECONDS)
+            yield from self._try("every_cut_training", partial(search.check, suspects, training=True))
 
     def _try(self, name: str, check: Callable[[], Check | list[Check] | None]) -> list[Check]:
         """What a check finds. An error fails it for a model of ours; another model's check is left out, with a note."""

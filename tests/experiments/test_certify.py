@@ -25,7 +25,10 @@ from homunculi.experiments.subject import Subject
 from homunculi.models import build
 
 TRIAL = {"random_tokens", "random_tokens_training"}
-EVERYWHERE = {"token_edits", "gradients", "token_edits_training", "gradients_training", "prefix_consistency"}
+CUTS = {"every_cut", "every_cut_training"}
+EVERYWHERE = {"token_edits", "gradients", "token_edits_training", "gradients_training", "prefix_consistency"} | CUTS
+IN_TRAINING = {"token_edits_training", "gradients_training", "every_cut_training"}
+CACHED = {"cached_decoding", "ragged_decoding", "token_by_token"}
 SMALL = toys_language.config(vocab_size=toys.VOCAB, n_blocks=1)
 # Model, the checks that must fail (and no other; what the random-token trial finds is in test_trial.py), causal, causal
 # in training.
@@ -38,17 +41,17 @@ FAULTS = [
     (toys.BehindZero, EVERYWHERE, False, False),
     (toys.BelowFloat32, EVERYWHERE, False, False),
     (toys.BesideHugeLogits, EVERYWHERE, False, False),
-    (toys.LeaksInTraining, {"token_edits_training", "gradients_training"}, True, False),
-    (toys.BatchNormalised, {"token_edits_training", "gradients_training"}, True, False),
+    (toys.LeaksInTraining, IN_TRAINING, True, False),
+    (toys.BatchNormalised, IN_TRAINING, True, False),
     (toys.LengthNormaliser, {"prefix_consistency"}, False, True),
     (toys.BatchCoupled, {"batch_independence"}, True, True),
     (toys.RowsInLine, {"batch_independence"}, True, True),
     (toys.Noisy, {"determinism"}, True, True),
     (toys.Counting, {"state_unchanged"}, True, True),
     (toys.OnAKnifeEdge, {"hard_choices"}, True, True),
-    (partial(toys_language.Forgetful, SMALL), {"cached_decoding", "ragged_decoding"}, True, True),
-    (partial(toys_language.ControlledByAll, SMALL), EVERYWHERE | {"cached_decoding", "ragged_decoding"}, False, False),
-    (partial(toys_language.CountsPadding, SMALL), {"ragged_decoding"}, True, True),
+    (partial(toys_language.Forgetful, SMALL), CACHED, True, True),
+    (partial(toys_language.ControlledByAll, SMALL), EVERYWHERE | CACHED, False, False),
+    (partial(toys_language.CountsPadding, SMALL), {"ragged_decoding", "token_by_token"}, True, True),
 ]
 HONEST = [
     toys.Toy,
@@ -80,6 +83,9 @@ def test_fault_is_found_under_its_name(
     assert failures(certificate) == expected
     assert (certificate.causal, certificate.causal_in_training) == (causal, in_training)
     assert all(check.note for check in certificate.failed)
+    assert [found.mode for found in certificate.leaks] == [
+        mode for name, mode in (("every_cut", "evaluation"), ("every_cut_training", "training")) if name in expected
+    ]
 
 
 def test_a_trial_that_fails_is_left_out_and_accuses_nobody() -> None:
@@ -141,7 +147,7 @@ def test_hard_choices_are_counted_where_there_are_any() -> None:
 def test_gpt_with_dropout_raises_no_alarm_and_tells_its_budget() -> None:
     certificate = certify_architecture("gpt", d_model=32, n_blocks=2, n_kv_heads=2, max_seq_len=CONTEXT, dropout=0.2)
     assert certificate.causal and certificate.causal_in_training and not certificate.failed
-    assert {"cached_decoding", "ragged_decoding"} | TRIAL < {check.name for check in certificate.checks}
+    assert {check.name for check in certificate.checks} > CACHED | TRIAL
     model = build("gpt", vocab_size=64, d_model=32, n_blocks=2, n_kv_heads=2, max_seq_len=CONTEXT)
     assert certificate.budget == model.budget(CONTEXT)
 
@@ -149,7 +155,7 @@ def test_gpt_with_dropout_raises_no_alarm_and_tells_its_budget() -> None:
 def test_plain_function_has_only_the_checks_that_apply() -> None:
     certificate = certify(toys.bigram, VOCAB, CONTEXT)
     assert certificate.causal and certificate.causal_in_training and not certificate.failed
-    applicable = {"token_edits", "gradients", "prefix_consistency", "batch_independence", "determinism"}
+    applicable = {"token_edits", "gradients", "every_cut", "prefix_consistency", "batch_independence", "determinism"}
     assert {check.name for check in certificate.checks} == applicable | {"call_independence"}
     assert certificate.budget is None
     assert "cannot be trained" in certificate.notes[0]
@@ -219,6 +225,19 @@ def test_a_slow_model_is_asked_less_but_at_the_full_context(monkeypatch: pytest.
     assert certificate.causal and "slow" in certificate.notes[0]
     assert lengths.count(160) < 30
     assert max(lengths) == 160 and 128 in lengths
+
+
+def test_a_busy_machine_is_asked_with_one_thread_and_threads_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[int] = []
+    monkeypatch.setattr(Subject, "seconds", lambda self, ids: float(torch.get_num_threads()))
+    watched = seeded(toys.Toy)
+    watched.register_forward_pre_hook(lambda module, args: used.append(torch.get_num_threads()))
+    torch.set_num_threads(2)
+    try:
+        assert certify(watched, VOCAB, CONTEXT, trial_seconds=0).causal
+        assert torch.get_num_threads() == 2 and used[-1] == 1
+    finally:
+        torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize(
