@@ -25,6 +25,9 @@ SMALL = [
 ]
 
 
+LONG = ("bench", "ablate", "scale", "audit")
+
+
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
 
@@ -62,8 +65,10 @@ def test_each_command_works(words: list[str], place: Path) -> None:
         extra += ["text.val_frac=0.2"] if "text" in words else []
     elif words[1:3] == ["certify", "gpt"]:
         extra = ["n_blocks=2", "d_model=32", "n_heads=2", "max_seq_len=32"]
-    elif words[1] == "bench":
-        words = ["homunculi", "bench", "--help"]  # the measurement itself takes minutes and belongs to benchmarks
+    elif words[1] == "compare":
+        extra = [*SMALL, "corpus=stories?n_documents=60", "text.vocab_size=300", "--seeds", "2", "--no-tune"]
+    elif words[1] in LONG:  # minutes to hours, or an optional package: tests of their own run them on toys
+        words = [*words[:2], "--help"]
     assert run_here(place, words[1:] + extra)
 
 

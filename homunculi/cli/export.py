@@ -21,6 +21,7 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     from homunculi.cli.terminal import print_result
+    from homunculi.core.taps import NO_TAPS
     from homunculi.errors import InputError
     from homunculi.interop import hf
     from homunculi.text.tokenizers import load_tokenizer
@@ -28,5 +29,8 @@ def export(
 
     if to != "hf":
         raise InputError(f"--to {to}: no such system; there is hf")
-    names = hf.export(load(run, step), folder, load_tokenizer(run))
+    model = load(run, step)
+    if model.always is not NO_TAPS:
+        raise InputError(f"{run}: trained with train.interventions, which no other system would make; it stays here")
+    names = hf.export(model, folder, load_tokenizer(run))
     print_result(json.dumps({"folder": str(folder), "to": to, "files": names}) if as_json else str(folder))

@@ -25,11 +25,15 @@ class LanguageModel(nn.Module, ABC):
         config: the architecture's frozen configuration dataclass.
         schedule: which stored block each step applies.
         compute_dtype: activations flow in this type while weights keep theirs; None: the weights' own type.
+        always: hooks that are part of what a model computes (`homunculi.train.interventions`); for most models none.
+        cacheless: why it cannot be decoded with a cache; empty: it can.
     """
 
     config: Any
     schedule: Schedule
     compute_dtype: torch.dtype | None = None
+    always: TapPoint = NO_TAPS
+    cacheless: str = ""
 
     @abstractmethod
     def trunk(

@@ -35,6 +35,7 @@ MAY_DIFFER = (
     "lr",
     "steps",
     "train.plasticity",
+    "train.interventions",
     "train.micro_tokens",
     "train.loss_chunks",
     "output",

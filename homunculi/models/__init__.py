@@ -1,5 +1,5 @@
 """Architectures, one file each. `build` makes a model by name."""
 
-from .registry import Architecture, architecture, build, get, name_of, names
+from .registry import Architecture, Part, architecture, build, get, including, name_of, names, without
 
-__all__ = ["Architecture", "architecture", "build", "get", "name_of", "names"]
+__all__ = ["Architecture", "Part", "architecture", "build", "get", "including", "name_of", "names", "without"]

@@ -22,7 +22,7 @@ from ..parts.block import Block, positions_and_mask
 from ..parts.linear import Linear
 from ..parts.norm import RMSNorm
 from ..parts.rope import RotaryEmbedding
-from .registry import architecture
+from .registry import Part, architecture
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +90,13 @@ CONTRACT_CONFIGS: tuple[dict[str, Any], ...] = (
 )
 
 
-@architecture("gpt", Config, variants=CONTRACT_CONFIGS)
+PARTS = (
+    Part("qk_norm", removed={"qk_norm": False}),
+    Part("gating", removed={"activation": "gelu"}, when=lambda config: config.activation == "swiglu"),
+)
+
+
+@architecture("gpt", Config, variants=CONTRACT_CONFIGS, parts=PARTS)
 class GPT(LanguageModel):
     """The plain transformer.
 

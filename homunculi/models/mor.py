@@ -49,7 +49,7 @@ from ..parts.routers import (
 )
 from ..parts.routing import Quota
 from ..settings import check_range
-from .registry import architecture
+from .registry import Part, architecture
 
 ROUTERS: dict[str, type[ThresholdRouter] | type[TokenChoiceRouter]] = {
     "threshold": ThresholdRouter,
@@ -209,7 +209,19 @@ CONTRACT_CONFIGS: tuple[dict[str, Any], ...] = (
 )
 
 
-@architecture("mor", Config, variants=CONTRACT_CONFIGS)
+PARTS = (
+    Part(
+        "router",
+        removed={"capacities": lambda config: (1.0,) * config.n_passes},
+        shuffled=("steps.*.router.score",),
+        note="without it every token takes every pass, which costs more FLOPs",
+        when=lambda config: min(config.shares) < 1,
+    ),
+    Part("gate", neutral={"steps.*.router.gate": 1.0}, note="held, it teaches the router nothing"),
+)
+
+
+@architecture("mor", Config, variants=CONTRACT_CONFIGS, parts=PARTS)
 class MoR(LanguageModel):
     """The mixture of recursions.
 

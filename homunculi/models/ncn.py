@@ -32,7 +32,7 @@ from ..parts.norm import RMSNorm
 from ..parts.pooling import CausalPooling
 from ..parts.rope import RotaryEmbedding
 from ..settings import check_range
-from .registry import architecture
+from .registry import Part, architecture, without
 
 Signal = Literal["gain", "precision", "gate"]
 # From what the controller says to a signal: 0 gives exactly 1; gain and gate lie in (0, 2), precision in (1/4, 4).
@@ -224,7 +224,22 @@ CONTRACT_CONFIGS: tuple[dict[str, Any], ...] = (
 )
 
 
-@architecture("ncn", Config, variants=CONTRACT_CONFIGS)
+PARTS = (
+    Part(
+        "controller",
+        removed={"signals": (), "n_controls": 0, "skip_below": 0.0, "plasticity": "none"},
+        neutral={f"control.{name}": 1.0 for name in MAPS},
+    ),
+    Part("gain", {"signals": without("signals", "gain"), "plasticity": "none"}, neutral={"control.gain": 1.0}),
+    Part("precision", {"signals": without("signals", "precision")}, neutral={"control.precision": 1.0}),
+    Part("gate", {"signals": without("signals", "gate"), "skip_below": 0.0}, neutral={"control.gate": 1.0}),
+    Part("pool", {"pooling": "last"}, neutral={"control.pool": 0.0}, when=lambda config: config.signals != ()),
+    Part("homeostasis", {"homeostasis": 0.0}, when=lambda config: config.signals != ()),
+    Part("plasticity", {"plasticity": "none"}, misdirected={"train.plasticity": "shuffled"}),
+)
+
+
+@architecture("ncn", Config, variants=CONTRACT_CONFIGS, parts=PARTS)
 class NCN(LanguageModel):
     """The modulated transformer. Built from one seed, it has the plain transformer's weights and, at first, its bits.
 

@@ -37,7 +37,7 @@ from ..parts.linear import Linear
 from ..parts.norm import RMSNorm
 from ..parts.rope import RotaryEmbedding
 from ..settings import check_range
-from .registry import architecture
+from .registry import Part, architecture
 
 DISTINCT_COUNTS = 8
 
@@ -209,7 +209,17 @@ CONTRACT_CONFIGS: tuple[dict[str, Any], ...] = (
 )
 
 
-@architecture("recursive", Config, variants=CONTRACT_CONFIGS)
+PARTS = (
+    Part("loop", removed={"n_passes": 1, "n_slots": lambda c: c.n_steps(1)}, note="without it fewer FLOPs are used"),
+    Part("injection", {"injection": "none", "start": "prelude", "backprop_passes": 0}, {}, {"control.injection": 0.0}),
+    Part("pass_signal", removed={"pass_signal": "none"}),
+    Part("random_count", removed={"pass_count": "fixed", "max_passes": 0}),
+    Part("growth", removed={"growth": "none"}),
+    Part("kv_sharing", removed={"kv_sharing": "none"}),
+)
+
+
+@architecture("recursive", Config, variants=CONTRACT_CONFIGS, parts=PARTS)
 class Recursive(LanguageModel):
     """The recursive transformer. Passes of an evaluation are its `depth`, of a training forward `drawn`.
 

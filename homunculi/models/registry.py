@@ -17,6 +17,48 @@ _REGISTERED: dict[str, Architecture] = {}
 _NOT_ARCHITECTURES = {"registry", "files"}
 
 
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part that an ablation can take out of an architecture.
+
+    Settings are fields of the model's configuration, or dotted settings of a run (``train.plasticity``). Their values
+    may be functions of the model's configuration. A part takes part where `removed` would change a configuration, or,
+    where nothing can be removed, where one of its taps is passed.
+
+    Attributes:
+        name: as users write it.
+        removed: settings that leave it out.
+        replaced: settings that put a plain part of its size in its place.
+        neutral: tap pattern → the value at which its signal does nothing.
+        shuffled: tap patterns of what it says about a token; None: those of `neutral`.
+        misdirected: settings that give its signal to something else, where it passes no tap.
+        note: what a reader of a result has to know.
+        when: whether a configuration has it, where that does not follow from its settings.
+    """
+
+    name: str
+    removed: Settings = field(default_factory=dict)
+    replaced: Settings = field(default_factory=dict)
+    neutral: Mapping[str, float] = field(default_factory=dict)
+    shuffled: tuple[str, ...] | None = None
+    misdirected: Settings = field(default_factory=dict)
+    note: str = ""
+    when: Callable[[Any], bool] = lambda config: True
+
+
+def without(setting: str, *names: str) -> Callable[[Any], tuple[str, ...]]:
+    """What is left of a configuration's tuple of names, for `Part`."""
+    return lambda config: tuple(name for name in getattr(config, setting) if name not in names)
+
+
+def including(setting: str, *names: str) -> Callable[[Any], tuple[str, ...]]:
+    """A configuration's tuple of names with further ones, for `Part`."""
+    return lambda config: (*getattr(config, setting), *names)
+
+
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """A registered architecture.
@@ -27,6 +69,7 @@ class Architecture:
         model_type: the `LanguageModel` built from it.
         exemptions: contract checks it does not pass, by name, each with the reason.
         variants: fields of small configurations that the contract suite tests, beside sizes that it sets by itself.
+        parts: what `homunculi ablate` can take out, in the order in which it does.
     """
 
     name: str
@@ -34,6 +77,7 @@ class Architecture:
     model_type: type[LanguageModel]
     exemptions: Mapping[str, str] = field(default_factory=dict)
     variants: tuple[Mapping[str, Any], ...] = ({},)
+    parts: tuple[Part, ...] = ()
 
 
 def architecture(
@@ -41,6 +85,7 @@ def architecture(
     config: type[Any],
     exemptions: Mapping[str, str] | None = None,
     variants: tuple[Mapping[str, Any], ...] = ({},),
+    parts: tuple[Part, ...] = (),
 ) -> Callable[[type[LanguageModel]], type[LanguageModel]]:
     """Class decorator that registers a model under `name`.
 
@@ -52,7 +97,7 @@ def architecture(
         known = _REGISTERED.get(name)
         if known is not None and known.model_type.__qualname__ != model_type.__qualname__:
             raise ValueError(f"architecture {name!r} is registered twice: {known.model_type} and {model_type}")
-        _REGISTERED[name] = Architecture(name, config, model_type, dict(exemptions or {}), variants)
+        _REGISTERED[name] = Architecture(name, config, model_type, dict(exemptions or {}), variants, parts)
         return model_type
 
     return register

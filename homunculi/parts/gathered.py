@@ -235,13 +235,18 @@ class GatheredTaps:
         shown = tensor
         for axis in axes:
             shown = self._spread(shown, axis, float("-inf") if site == "attn.scores" else 0.0)
-        answer = self.taps(site, shown)
+        answer = self._told()(site, shown)
         if pairs and answer is shown:  # attention goes its fast way unless scores or pattern are replaced
             return tensor
         taken = tensor.new_ones((), dtype=torch.bool)
         for axis in axes:
             answer, taken = self._collect(answer, axis), taken & self._taken(axis, tensor.dim())
         return torch.where(taken, answer, tensor)
+
+    def _told(self) -> TapPoint:
+        """The taps, told who takes part where they ask for it."""
+        among = getattr(self.taps, "among", None)
+        return self.taps if among is None else among(self._spread(self.block.selection.taken_BC, 1, False))
 
     def _spread(self, tensor: Tensor, axis: int, fill: float) -> Tensor:
         """Axis `axis` from places to positions; empty places end in one position more, which is cut off."""

@@ -27,6 +27,7 @@ _MARKERS = (
 )
 # Spans (largest over smallest value) that an axis by ratio serves.
 _LOG_FROM, _LOG_TO = 3.0, 1e30
+_UNNAMED = ("faint", "bare")
 _MARKS = 12
 _ALL_MARKS = 40
 # How much wider than high the two sizes of a figure are, in drawing units; text has 13 of them.
@@ -38,8 +39,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 26, 28, 46
 class Series:
     """One line. A point whose y is None breaks it. `look` picks colour, dash and marker.
 
-    `style`: `line`, `marked` (a marker at every point while there are few) or `faint` (a thin background line,
-    which has no entry in the legend).
+    `style`: `line`, `marked` (a marker at every point while there are few), `bare` (no markers) or `faint` (a thin
+    background line). The last two have no entry in the legend.
     """
 
     name: str
@@ -54,8 +55,9 @@ class Plot:
 
     Attributes:
         key: unique on the page.
-        scale: of the vertical axis: `linear`, `zero` (linear, and reaching down to zero), or `auto` (by ratio where all
-            values are positive and the largest is at least three times the smallest).
+        scale: of the vertical axis: `linear`, `zero` (linear, and reaching down to zero), `log` (by ratio where all
+            values are positive), or `auto` (by ratio where the largest is at least three times the smallest as well).
+        across: of the horizontal axis: `linear`, and reaching down to zero, or `log`.
         breaks: places on the x axis where a value was not finite.
         focus: the first share of the x axis that the vertical axis need not hold; lines leave the frame there.
     """
@@ -69,16 +71,19 @@ class Plot:
     scale: str = "linear"
     breaks: Sequence[float] = ()
     focus: float = 0.0
+    across: str = "linear"
 
 
 def draw(plot: Plot) -> Html:
     """The plot as an `svg` element with a title and a description in words; without points, an empty frame."""
     xs = [x for series in plot.series for x, _ in series.points] + list(plot.breaks)
     ys = _fitted(plot, xs)
-    x_scale = linear_scale(xs, 6 if plot.size == WIDE else 4, floor=0.0, powers=True)
+    n_ticks = 6 if plot.size == WIDE else 4
+    by_ratio = plot.across == "log" and min(xs, default=0.0) > 0
+    x_scale = log_scale(xs, n_ticks) if by_ratio else linear_scale(xs, n_ticks, floor=0.0, powers=True)
     y_scale = _vertical(plot, ys)
     frame = _Frame(plot.size, x_scale, y_scale)
-    lines = [part for order in ("faint", "line", "marked") for part in _lines(plot.series, frame, order)]
+    lines = [part for order in ("faint", "bare", "line", "marked") for part in _lines(plot.series, frame, order)]
     empty = (
         None if ys else element("text", "nothing recorded", x=frame.middle, y=frame.height / 2, text_anchor="middle")
     )
@@ -108,7 +113,8 @@ def _fitted(plot: Plot, xs: Sequence[float]) -> list[float]:
 
 def _vertical(plot: Plot, values: Sequence[float]) -> Scale:
     low, high = (min(values), max(values)) if values else (0.0, 0.0)
-    if plot.scale == "auto" and low > 0 and _LOG_FROM * low <= high <= _LOG_TO * low:
+    wide = _LOG_FROM * low <= high <= _LOG_TO * low
+    if low > 0 and (plot.scale == "log" or (plot.scale == "auto" and wide)):
         return log_scale(values)
     return linear_scale(values, 5, 0.0 if plot.scale == "zero" else None, powers=True, room=ROOM)
 
@@ -121,7 +127,7 @@ def _window(frame: _Frame, lines: Sequence[Html]) -> Html:
 
 def legend(series: Sequence[Series]) -> Html | None:
     """Names with a piece of their line; None for a single line."""
-    named = [line for line in series if line.style != "faint"]
+    named = [line for line in series if line.style not in _UNNAMED]
     if len(named) < 2:
         return None
     return element(
@@ -183,10 +189,10 @@ def _lines(series: Sequence[Series], frame: _Frame, style: str) -> Iterator[Html
         if line.style == style:
             pieces = [element("polyline", points=points) for points in _pieces(line.points, frame)]
             dash = None if style == "faint" else _DASHES[line.look % len(_DASHES)]
-            plain = style == "faint" or (style == "line" and alone and len(line.points) > _MARKS)
+            plain = style in _UNNAMED or (style == "line" and alone and len(line.points) > _MARKS)
             marks = None if plain else _marks(line, frame)
             name = None if style == "faint" else line.name
-            look = f"c{line.look % COLOURS} {style}"
+            look = f"c{line.look % COLOURS} {'line' if style == 'bare' else style}"
             yield element("g", *pieces, marks, class_=look, stroke_dasharray=dash, data_name=name)
 
 

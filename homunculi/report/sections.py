@@ -66,7 +66,7 @@ def overview(runs: Sequence[Snapshot]) -> Html:
 
 
 def alerts(run: Snapshot) -> Iterator[Html]:
-    """What a reader must not miss: damage, values that were not finite, a run that is not causal."""
+    """What a reader must not miss: damage, values that were not finite, no causality, changed signals."""
     for note in run.notes:
         yield element("p", note, class_="alert")
     broken = run.broken()
@@ -77,6 +77,11 @@ def alerts(run: Snapshot) -> Iterator[Html]:
         yield element("p", f"Not finite at step {steps[0]:,}{more}: {keys}.", class_="alert")
     if run.part("certificate").get("causal") is False:
         yield element("p", "Not causal: its losses must not be ranked beside those of causal models.", class_="alert")
+    train = run.part("config").get("train")
+    changed = train.get("interventions") if isinstance(train, Mapping) else None
+    if isinstance(changed, list) and changed:
+        words = f"Signals were changed in training and in every evaluation: {', '.join(map(str, changed))[:_TEXT]}."
+        yield element("p", words, class_="alert")
 
 
 def samples(run: Snapshot) -> Html | None:

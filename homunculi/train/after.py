@@ -71,7 +71,7 @@ def _after_update(session: Session, progress: Progress) -> float:
     if evaluates:
         line |= _evaluate(session)
         session.run.log_event("evaluated", step=step, loss=line["val/loss"])
-    if is_due(step, config.sample_every, config.steps):
+    if is_due(step, config.sample_every, config.steps) and not session.model.cacheless:
         _sample(session, step)
     if evaluates or is_due(step, config.output.log_every, config.steps):
         session.record.log(step, line)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from homunculi.errors import InputError
 from homunculi.settings import check_range, from_json, to_json
 from homunculi.text.config import TextConfig
+from homunculi.train.interventions import read_intervention
 
 Precision = Literal["float32", "bf16"]
 
@@ -33,6 +34,8 @@ class TrainConfig:
             launched at once: models of many small operations train up to twice as fast. off: if a graph takes too much
             memory.
         deterministic: ask for algorithms that give the same bits on a GPU too (the CPU's do by themselves).
+        interventions: signals that are held or shuffled in training and evaluation, for ablations: each
+            ``PATTERN=neutral:NUMBER`` or ``PATTERN=shuffled`` (`homunculi.train.interventions`).
     """
 
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -51,6 +54,7 @@ class TrainConfig:
     eval_tokens: int = 65_536
     cuda_graphs: Literal["auto", "off"] = "auto"
     deterministic: bool = False
+    interventions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_range("train.weight_decay", self.weight_decay, low=0)
@@ -65,6 +69,8 @@ class TrainConfig:
         check_range("train.micro_tokens", self.micro_tokens, low=0)
         check_range("train.loss_chunks", self.loss_chunks, low=1)
         check_range("train.eval_tokens", self.eval_tokens, low=0)
+        for text in self.interventions:
+            read_intervention(text)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,6 +141,8 @@ class RunConfig:
         check_range("lr", self.lr, above=0)
         for name in ("eval_every", "sample_every", "checkpoint_every"):
             check_range(name, getattr(self, name), low=0)
+        if self.text.document_mask and any(read_intervention(text).shuffles for text in self.train.interventions):
+            raise InputError("text.document_mask: a shuffled signal may be another document's; set it to false")
 
 
 def config_to_json(config: RunConfig) -> dict[str, Any]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from homunculi.core.model import LanguageModel
 from homunculi.errors import InputError
 from homunculi.models.files import load_model, load_weights
 from homunculi.runs.directory import open_run
 from homunculi.train.checkpoint import checkpoints, verify, weights_for_use
+from homunculi.train.interventions import intervene
 
 
 def load(run: Path | str, step: int | None = None) -> LanguageModel:
-    """The model of a run in evaluation mode, float32, on the CPU, with the weights that its evaluation used.
+    """The model of a run in evaluation mode, float32, on the CPU, with the weights and the interventions that its
+    evaluation used.
 
     Args:
         run: a run's folder.
@@ -35,5 +38,12 @@ def load(run: Path | str, step: int | None = None) -> LanguageModel:
             continue
         model = load_model(path)
         load_weights(model, weights_for_use(path), str(path))
+        intervene(model, _interventions(open_run(run).info()))
         return model
     raise InputError(f"{folder}: {damage}")
+
+
+def _interventions(info: dict[str, Any]) -> tuple[str, ...]:
+    """Those of the run, by its run.json."""
+    train = (info.get("config") or {}).get("train") or {}
+    return tuple(train.get("interventions") or ())

@@ -47,7 +47,7 @@ class TrainingLoss(nn.Module):
 
     def forward(self, ids: Tensor) -> Losses:
         inputs_BT, targets_BT = ids[:, :-1], ids[:, 1:]
-        hidden = self.model.trunk(inputs_BT, documents_BT=self._documents(inputs_BT))
+        hidden = self.model.trunk(inputs_BT, self.model.always, documents_BT=self._documents(inputs_BT))
         loss = chunked_cross_entropy(self.model.readout, hidden.x_BTD, targets_BT, self.n_chunks)
         mean = loss / (targets_BT != IGNORED).sum()
         return Losses(mean, hidden.loss_terms, {name: value.detach() for name, value in hidden.statistics.items()})

@@ -17,6 +17,7 @@ from homunculi.text.shards import TokenisedText, prepare
 from homunculi.train.checkpoint import Progress, latest_whole, restore
 from homunculi.train.config import RunConfig
 from homunculi.train.distributed import World, wait_for_all
+from homunculi.train.interventions import describe_interventions, intervene
 from homunculi.train.plan import Plan, check_disk, describe
 from homunculi.train.precision import set_compute_dtype
 from homunculi.train.provenance import provenance
@@ -94,6 +95,7 @@ def build_model(config: RunConfig, device: torch.device) -> LanguageModel:
     """The run's model with its initial weights, the same on every device."""
     torch.manual_seed(config.seed)
     model = get(name_of(config.model)).model_type(config.model).to(device)
+    intervene(model, config.train.interventions)
     set_compute_dtype(model, config.precision)
     return model
 
@@ -120,7 +122,8 @@ def begin(session: Session, switches: dict[str, Any]) -> Progress:
                 f"{config.corpus}: the text is not what this run began with; restore it or start a new run"
             )
         warning = check_disk(session.plan, run.path)
-        reporter.plan(describe(config, session.plan, session.budget, session.text.facts))
+        changed = describe_interventions(session.model, config.train.interventions)
+        reporter.plan([*describe(config, session.plan, session.budget, session.text.facts), *changed])
         if warning:
             on_damage(warning)
         session.text.tokenizer.save(run.path)

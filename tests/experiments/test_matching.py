@@ -86,7 +86,7 @@ def test_flops_are_matched_by_steps_where_tokens_need_not_be_equal(name: str) ->
 
 
 def test_parameters_flops_and_tokens_are_matched_at_once_where_a_model_has_two_knobs() -> None:
-    plain, side = run(d_model=64, d_mlp=256), run("homunculi", n_experts=8, n_active=1)
+    plain, side = run(d_model=80, d_mlp=320), run("homunculi", n_experts=8, n_active=1)
     found = matched([plain, side], ["parameters", "flops", "tokens"])[1]
     assert all(abs(ratio - 1) <= 0.01 for ratio in found.ratios.values())
     assert len(found.changes) > 1

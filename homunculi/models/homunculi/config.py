@@ -10,6 +10,7 @@ from ...errors import InputError
 from ...parts.expert_choice import ExpertChoiceRouter
 from ...parts.routers import Router, RoutingOptions, ThresholdRouter, TokenChoiceRouter, check_capacities
 from ...settings import check_range
+from ..registry import Part, including, without
 
 REGIONS = ("temporal", "amygdala", "prefrontal", "neocortex")
 SIGNALS = ("dopamine", "acetylcholine", "noradrenaline", "serotonin")
@@ -150,4 +151,43 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"n_heads": 2, "n_passes": 2, "window": 6, "n_experts": 4, "n_active": 2, "plan_width": 6, "packet_width": 5},
     {"n_heads": 2, "n_passes": 2, "n_shared": 2, "regions": ("temporal", "neocortex"), "n_experts": 3, "n_active": 1},
     {"n_heads": 2, "n_passes": 2, "regions": (), "signals": (), "filled": REGIONS, "tied": False},
+)
+
+
+def _region(name: str, neutral: dict[str, float], shuffled: tuple[str, ...] | None = None, note: str = "") -> Part:
+    left: dict[str, Any] = {"regions": without("regions", name)}
+    return Part(name, left, left | {"filled": including("filled", name)}, neutral, shuffled, note=note)
+
+
+_GATES = {"plan": 0.0, "halt": 0.0, "open_heads": 1.0, "open_experts": 1.0}
+
+# What an ablation takes out.
+PARTS = (
+    _region("temporal", {"steps.*.memory.out": 0.0}, note="held and shuffled: its memory; its attention stays"),
+    _region("amygdala", {"*amygdala.salience": 0.5}),
+    _region("prefrontal", {f"steps.*.prefrontal.{name}": value for name, value in _GATES.items()}),
+    _region("neocortex", {}, ("steps.*.experts.logits",), "shuffled: which experts answer"),
+    Part(
+        "packet", {"signals": ()}, {"signals": (), "filled": including("filled", "packet")}, {"steps.*.packet.*": 1.0}
+    ),
+    *(Part(name, {"signals": without("signals", name)}, {}, {f"steps.*.packet.{name}": 1.0}) for name in SIGNALS),
+    Part(
+        "plasticity",
+        {"train.plasticity": "off"},
+        misdirected={"train.plasticity": "shuffled"},
+        when=lambda config: "dopamine" in config.signals,
+    ),
+    Part(
+        "forecast",
+        {"forecast": "none", "train.interventions": ("*amygdala.forecast=neutral:0",)},  # else it stays as it began
+        neutral={"*amygdala.forecast": 0.0},
+        when=lambda config: config.has("amygdala") and config.forecast != "none",
+    ),
+    Part(
+        "router",
+        {"capacities": lambda config: (1.0,) * config.n_passes},
+        shuffled=("steps.*.router.score",),
+        note="without it every token takes every pass, which costs more FLOPs",
+        when=lambda config: min(config.shares) < 1,
+    ),
 )

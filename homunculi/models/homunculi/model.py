@@ -30,13 +30,13 @@ from ...parts.norm import RMSNorm
 from ...parts.rope import RotaryEmbedding
 from ...parts.routers import Choice, Router, Span, TokenChoiceRouter
 from ..registry import architecture
-from .config import EFFECTS, GAINED, ROUTERS, SIGNALS, VARIANTS, Config
+from .config import EFFECTS, GAINED, PARTS, ROUTERS, SIGNALS, VARIANTS, Config
 from .costs import budget_of, count_filled
 from .regions import Amygdala, Neocortex, Packet, Prefrontal, Temporal, feel, scaled
 from .state import Call, Felt, Mind, Passed, Place, Slot
 
 
-@architecture("homunculi", Config, variants=VARIANTS)
+@architecture("homunculi", Config, variants=VARIANTS, parts=PARTS)
 class Homunculi(LanguageModel):
     """Four regions, a packet of neuromodulators and a router of depth over one shared block.
 

@@ -1,0 +1,108 @@
+"""Claims about the flagship: four regions, a packet of neuromodulators, tokens that choose their depth."""
+
+from __future__ import annotations
+
+from homunculi.experiments.claims.entry import Claim, Plan, claim
+from homunculi.experiments.claims.measures import converges
+from homunculi.experiments.claims.verdicts import all_better, each_needed
+
+REGIONS = ("temporal", "amygdala", "prefrontal", "neocortex")
+SIZES = ("small", "medium")
+MINUTES = {"small": 4.0, "medium": 6.0}
+SCORES, PACKET = "steps.*.router.score", "steps.*.packet.*"  # taps at which a signal is another token's
+
+
+@claim
+def small_models_converge() -> Claim:
+    return Claim(
+        id="homunculi-converges",
+        system="Homunculi",
+        claim="small models with four regions and the packet converge",
+        check="curves over seeds: no run diverges, rises again, or ends above a count model of the same text",
+        control="a mixture of recursions of equal parameters",
+        rule=converges("homunculi", control="mor"),
+        sizes={size: (Plan((f"homunculi=homunculi:{size}", f"mor=mor:{size}")),) for size in SIZES},
+        minutes=MINUTES,
+    )
+
+
+@claim
+def regions() -> Claim:
+    def plan(size: str) -> tuple[Plan]:
+        sides = [f"whole=homunculi:{size}"]
+        for region in REGIONS:
+            rest = ",".join(name for name in REGIONS if name != region)
+            sides.append(f"no-{region}=homunculi:{size};model.regions={rest};model.filled={region}")
+        return (Plan(tuple(sides)),)
+
+    return Claim(
+        id="homunculi-regions",
+        system="Homunculi",
+        claim="each region does something that a plain part of its size does not",
+        check="the model without one region at a time",
+        control="in the region's place a plain feed-forward part of as many parameters",
+        rule=each_needed("whole", {region: f"no-{region}" for region in REGIONS}),
+        sizes={size: plan(size) for size in SIZES},
+        minutes=MINUTES,
+        beyond="whether each does its own job (binding far back, salience, inhibition, expertise) needs the battery of "
+        "skills",
+    )
+
+
+@claim
+def depth() -> Claim:
+    def plan(size: str) -> tuple[Plan]:
+        sides = [f"{name}={name}:{size}" for name in ("homunculi", "mor")]
+        dealt = [f"{name}-dealt={name}:{size};train.interventions={SCORES}=shuffled" for name in ("homunculi", "mor")]
+        return (Plan((*sides, *dealt)),)
+
+    return Claim(
+        id="homunculi-depth",
+        system="Homunculi, MoR",
+        claim="the model decides how deeply it processes a token, and its choice is worth something",
+        check="the flagship and a mixture of recursions, each against itself with depths that say nothing of the token",
+        control="each token has the score of an earlier one, so that depths are as frequent and mean nothing",
+        rule=all_better(("homunculi", "homunculi-dealt"), ("mor", "mor-dealt")),
+        sizes={size: plan(size) for size in SIZES},
+        minutes={"small": 4.5, "medium": 4.5},
+        beyond="depth against surprisal, kind of word and position needs the brain scan: depth by token",
+    )
+
+
+@claim
+def packet() -> Claim:
+    def plan(size: str) -> tuple[Plan]:
+        model = f"homunculi:{size}"
+        sides = (
+            f"packet={model}",
+            f"without={model};model.signals=[];model.filled=packet",
+            f"shuffled={model};train.interventions={PACKET}=shuffled",
+            f"steady={model};train.plasticity=off",
+            f"misdirected={model};train.plasticity=shuffled",
+        )
+        return (Plan(sides),)
+
+    return Claim(
+        id="homunculi-packet",
+        system="Homunculi",
+        claim="the packet of neuromodulators helps what passes compute and how layers learn",
+        check="with the packet, and with a plain part of its size; updates scaled by its dopamine, and not",
+        control="a packet that speaks of another token; scales handed to other regions",
+        rule=all_better(*(("packet", other) for other in ("without", "shuffled", "steady", "misdirected"))),
+        sizes={size: plan(size) for size in SIZES},
+        minutes=MINUTES,
+        beyond="an influence without bounds needs an option of the model",
+    )
+
+
+@claim
+def mind() -> Claim:
+    return Claim(
+        id="homunculi-mind",
+        system="Homunculi",
+        claim="there are hints of a theory of mind",
+        figure="consistent enough",
+        check="stories of false belief with twins of true belief, controls of knowledge, order and cues; probes",
+        control="the plain transformer of its size; probes of shuffled labels; a count model",
+        needs="the verb mind: the battery of theory of mind",
+    )
