@@ -151,7 +151,7 @@ def test_what_is_taken_out_is_gone_and_other_interventions_stay() -> None:
         "steps.*.mlp.out=neutral:1.0",
         "steps.*.packet.*=neutral:1.0",
     )
-    assert made["forecast-removed"].train.interventions[-1] == "*amygdala.forecast=neutral:0"
+    assert made["forecast-removed"].model.forecast == "none"
     without = small("homunculi", "model.regions=temporal,neocortex", "model.signals=dopamine")
     assert [part.name for part in parts_of(without)] == [
         "temporal", "neocortex", "packet", "dopamine", "plasticity", "router"

@@ -116,6 +116,15 @@ def test_the_prefrontal_state_crosses_passes_and_tokens() -> None:
     assert moved[:3].max() == 0
 
 
+def test_a_forecast_that_nobody_teaches_moves_nothing() -> None:
+    for forecast, moves in (("surprise", True), ("none", False)):
+        model = make(noise=0.2, forecast=forecast)
+        before = model(ids()).logits
+        with torch.no_grad():
+            model.amygdala.forecast.weight.add_(1.0)  # type: ignore[union-attr]
+        assert torch.equal(before, model(ids()).logits) is not moves
+
+
 def test_inhibition_closes_an_expert_and_a_memory_head() -> None:
     model = make(noise=0.2, capacities=(1.0, 1.0, 1.0), n_active=2)
 

@@ -179,7 +179,7 @@ PARTS = (
     ),
     Part(
         "forecast",
-        {"forecast": "none", "train.interventions": ("*amygdala.forecast=neutral:0",)},  # else it stays as it began
+        {"forecast": "none"},
         neutral={"*amygdala.forecast": 0.0},
         when=lambda config: config.has("amygdala") and config.forecast != "none",
     ),

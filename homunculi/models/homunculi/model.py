@@ -59,7 +59,8 @@ class Homunculi(LanguageModel):
         self.first, self.last = Block(config), Block(config)
         self.temporal = nn.ModuleList(Temporal(config) for _ in range(K))
         self.neocortex = nn.ModuleList(Neocortex(config) for _ in range(K))
-        self.amygdala = Amygdala(d) if config.has("amygdala") else None
+        alert = 0.0 if config.forecast == "none" else 4.0
+        self.amygdala = Amygdala(d, alert) if config.has("amygdala") else None
         self.prefrontal = Prefrontal(config) if config.has("prefrontal") else None
         self.packet = Packet(config) if config.signals else None
         self.router = ROUTERS[config.router](d, config.shares, config.burst, self.first_steps, config.routing)

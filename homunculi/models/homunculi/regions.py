@@ -59,17 +59,21 @@ class Temporal(nn.Module):
 
 
 class Amygdala(nn.Module):
-    """How much a token matters: σ(w · n + b + 4 (forecast − typical forecast)), n the normalised state.
+    """How much a token matters: σ(w · n + b + a (forecast − typical forecast)), n the normalised state.
 
     The forecast is an affine reading of the same n that learns by itself what the token's loss will be; its gradient
     stays with it.
+
+    Args:
+        alert: a; 0 where nothing teaches the forecast.
     """
 
     typical: Tensor
     turn: Tensor
 
-    def __init__(self, d_model: int) -> None:
+    def __init__(self, d_model: int, alert: float = 4.0) -> None:
         super().__init__()
+        self.alert = alert
         self.norm = RMSNorm(d_model)
         self.salience = Linear(d_model, 1)
         self.forecast = Linear(d_model, 1)
@@ -82,7 +86,7 @@ class Amygdala(nn.Module):
         n_BTD = self.norm(x_BTD)
         bias = self.bias.to(n_BTD.dtype)
         forecast_BT1 = taps("amygdala.forecast", self.forecast(n_BTD.detach()) + bias[1])
-        unusual_BT1 = 4 * (forecast_BT1.detach() - self.typical.to(n_BTD.dtype))
+        unusual_BT1 = self.alert * (forecast_BT1.detach() - self.typical.to(n_BTD.dtype))
         score_BT1 = self.salience(n_BTD) + bias[0] + unusual_BT1
         return taps("amygdala.salience", score_BT1.sigmoid()), forecast_BT1
 
