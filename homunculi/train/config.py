@@ -31,8 +31,8 @@ class TrainConfig:
             time.
         eval_tokens: how many tokens of the validation text an evaluation reads; 0: all.
         cuda_graphs: auto captures the compiled forward and backward of a single process on a GPU as graphs, which are
-            launched at once: models of many small operations train up to twice as fast. off: if a graph takes too much
-            memory.
+            launched at once: models of many small operations train up to twice as fast. Not where an update has several
+            micro-batches. off: if a graph takes too much memory.
         deterministic: ask for algorithms that give the same bits on a GPU too (the CPU's do by themselves).
         interventions: signals that are held or shuffled in training and evaluation, for ablations: each
             ``PATTERN=neutral:NUMBER`` or ``PATTERN=shuffled`` (`homunculi.train.interventions`).

@@ -194,6 +194,9 @@ class Updater:
     def _backward_all(self, micro_batches: list[Tensor]) -> list[Losses]:
         """Gradients of the mean loss. Compilation fails in many ways and not only in the first call: while it is
         unproven, a failure leads to the next plainer way, and eager code says what is really wrong."""
+        if self.graphs and len(micro_batches) > 1:  # gradients would add up in memory that a graph uses again
+            self.graphs = False
+            self.loss = self._prepared()
         while self._unproven:
             try:
                 losses = self._backwards(micro_batches)
