@@ -19,7 +19,8 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from homunculi.core.model import LanguageModel
 from homunculi.evals.generation import Sampling, generate
 from homunculi.experiments.peak import Clock, describe_device, synchronize
 from homunculi.models import get
+from homunculi.parts import one_token
 from homunculi.settings import fields_of, override
 from homunculi.train.loss import TrainingLoss
 from homunculi.train.precision import resolve_device, set_compute_dtype
@@ -132,10 +134,31 @@ def compare_decoding(models: list[LanguageModel], args: argparse.Namespace, devi
     times = [[decode_ms(model, prompts, args.tokens, device) for model in models] for _ in range(3)]
     flops = []
     for model in models:
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as counter, counted_kernels() as in_kernels:
             decode_ms(model, prompts, args.tokens, device)
-        flops.append(counter.get_total_flops() / args.tokens)
+        flops.append((counter.get_total_flops() + sum(in_kernels)) / args.tokens)
     return savings(flops, [statistics.median(column) for column in zip(*times, strict=True)]) | {"rows": args.rows}
+
+
+@contextmanager
+def counted_kernels() -> Iterator[list[int]]:
+    """The FLOPs of decoding's own kernels, which torch's counter does not see: a number a call."""
+    attend, remember, found = one_token.attend, one_token.remember, list[int]()
+
+    def attend_counted(q_AHK: Tensor, k_BGLK: Tensor, v_BGLK: Tensor, last_A: Tensor, *rest: Any) -> Tensor:
+        seen_A = last_A + 1 if len(rest) < 2 or not rest[1] else (last_A + 1).clamp(max=rest[1])
+        found.append(4 * q_AHK[0].numel() * int(seen_A.sum()))
+        return attend(q_AHK, k_BGLK, v_BGLK, last_A, *rest)
+
+    def remember_counted(qkv_AHK: tuple[Tensor, ...], *rest: Any, **options: Any) -> Tensor:
+        found.append(4 * qkv_AHK[0].numel() * qkv_AHK[0].shape[-1])
+        return remember(qkv_AHK, *rest, **options)
+
+    one_token.attend, one_token.remember = attend_counted, remember_counted
+    try:
+        yield found
+    finally:
+        one_token.attend, one_token.remember = attend, remember
 
 
 def decode_ms(model: LanguageModel, prompts: list[list[int]], n_tokens: int, device: torch.device) -> float:

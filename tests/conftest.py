@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 SKIPS = {
     "datasets": "datasets is not installed: pip install 'homunculi[data]' brings it",
     "transformers": "transformers is not installed: pip install 'homunculi[hf]' brings it",
+    "triton": "triton is not installed: torch's build for GPUs brings it; kernels run in its interpreter",
     "data": "no data folder: set HOMUNCULI_DATA or put the corpora in ../shared/data",
     "parity": "no parity folder: set HOMUNCULI_PARITY or put the reference outputs in ../shared/parity",
 }
@@ -53,3 +55,11 @@ def parity_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(SKIPS["parity"])
     return folder
+
+
+@pytest.fixture
+def triton_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels run on the CPU, slowly."""
+    if find_spec("triton") is None:
+        pytest.skip(SKIPS["triton"])
+    monkeypatch.setenv("TRITON_INTERPRET", "1")

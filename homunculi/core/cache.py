@@ -1,6 +1,6 @@
 """Static caches for decoding: fixed buffers, one slot a step, rows of different lengths.
 
-Legend: B batch, T positions of this call, H key-value heads, L capacity, K head width.
+Legend: B batch, A some rows of it, T positions of this call, H key-value heads, L capacity, K head width.
 """
 
 from __future__ import annotations
@@ -33,12 +33,52 @@ class KVSlot:
             torch.zeros(shape_BHLK, dtype=dtype, device=device), torch.zeros(shape_BHLK, dtype=dtype, device=device)
         )
 
-    def extend(self, k_BHTK: Tensor, v_BHTK: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Write new keys and values at `positions_BT` and return all of them, capacity included."""
+    @property
+    def asked_rows(self) -> Tensor | None:
+        """The rows of the batch that are asked; None: all."""
+        return None
+
+    def write(self, k_BHTK: Tensor, v_BHTK: Tensor, positions_BT: Tensor) -> None:
+        """Write new keys and values at `positions_BT`."""
         where = positions_BT[:, None, :, None].expand_as(k_BHTK)
         self.k_BHLK.scatter_(2, where, k_BHTK.to(self.k_BHLK.dtype))
         self.v_BHLK.scatter_(2, where, v_BHTK.to(self.v_BHLK.dtype))
+
+    def extend(self, k_BHTK: Tensor, v_BHTK: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Write new keys and values and return all of them, capacity included."""
+        self.write(k_BHTK, v_BHTK, positions_BT)
         return self.k_BHLK, self.v_BHLK
+
+
+class SlotOfRows(KVSlot):
+    """Some rows of the batch (None: all) of a slot, and of it the first `n_places` places (None: all)."""
+
+    def __init__(self, whole: KVSlot, rows_A: Tensor | None, n_places: int | None = None) -> None:
+        super().__init__(whole.k_BHLK, whole.v_BHLK)
+        self._whole, self._rows_A, self._n_places = whole, rows_A, n_places
+
+    @property
+    def asked_rows(self) -> Tensor | None:
+        return self._rows_A
+
+    def write(self, k_BHTK: Tensor, v_BHTK: Tensor, positions_BT: Tensor) -> None:
+        if self._rows_A is None:
+            self._whole.write(k_BHTK, v_BHTK, positions_BT)
+            return
+        rows = self._rows_A[:, None]
+        self.k_BHLK[rows, :, positions_BT] = k_BHTK.transpose(1, 2).to(self.k_BHLK.dtype)
+        self.v_BHLK[rows, :, positions_BT] = v_BHTK.transpose(1, 2).to(self.v_BHLK.dtype)
+
+    def seen(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of the rows, copied where there are fewer than all."""
+        n = self._n_places
+        if self._rows_A is None:
+            return self.k_BHLK[:, :, :n], self.v_BHLK[:, :, :n]
+        return self.k_BHLK[self._rows_A, :, :n], self.v_BHLK[self._rows_A, :, :n]
+
+    def extend(self, k_BHTK: Tensor, v_BHTK: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+        self.write(k_BHTK, v_BHTK, positions_BT)
+        return self.seen()
 
 
 class Cache:

@@ -55,6 +55,7 @@ def generate(
     generator = torch.Generator(device=device).manual_seed(sampling.seed)
     longest = model.config.max_seq_len
     rows = [list(prompt)[-longest // 2 :] if len(prompt) >= longest else list(prompt) for prompt in prompts]
+    drawn: list[Tensor] = []  # since the rows were read; left on the device, which the host need not wait for
     was_training = model.training
     model.eval()
     try:
@@ -62,12 +63,13 @@ def generate(
         for i in range(n_tokens):
             next_B = _draw(logits, sampling, generator)
             yield next_B
-            for row, token in zip(rows, next_B.tolist(), strict=True):
-                row.append(token)
+            drawn.append(next_B)
             if i + 1 == n_tokens:
                 break
-            if max(map(len, rows)) > longest:
-                rows = [row[-(longest // 2) :] for row in rows]
+            if max(map(len, rows)) + len(drawn) > longest:
+                added = torch.stack(drawn, 1).tolist()
+                rows = [(row + new)[-(longest // 2) :] for row, new in zip(rows, added, strict=True)]
+                drawn = []
                 cache, logits = _read(model, rows, device)
             else:
                 logits = model(next_B[:, None], cache=cache).logits[:, -1]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..core.cache import KVSlot
 from ..core.taps import TapPoint
+from . import one_token
 from .linear import Linear
 from .norm import RMSNorm
 from .rope import rotate
@@ -69,7 +70,8 @@ class CausalSelfAttention(nn.Module):
             rotation: rotary tables at the positions of `x_BTD`.
             taps: named points of this step.
             mask_BTS: True where a position may be seen; None: itself and those before it, in the window.
-            cache: the slot to extend and the positions (B, T) to write at; needs `mask_BTS`.
+            cache: the slot to extend and the places (B, T) to write at; needs `mask_BTS`, which lets a token see those
+                up to its own, in the window.
             precision_BT1: factor of a token's queries, so of its scores: an inverse temperature; (B, T, H) gives each
                 head its own. Keys are left alone, so a cache stays valid. None: 1.
         """
@@ -82,13 +84,23 @@ class CausalSelfAttention(nn.Module):
         v_BGSK = v_BTGK.transpose(1, 2)
         if cache is not None:
             slot, positions_BT = cache
+            if mask_BTS is not None and is_alone(q_BHTK, taps):
+                slot.write(k_BGSK, v_BGSK, positions_BT)
+                return self._give_out(self._attend_alone(q_BHTK, cache), taps)
             k_BGSK, v_BGSK = slot.extend(k_BGSK, v_BGSK, positions_BT)
             k_BGSK, v_BGSK = k_BGSK.to(q_BHTK.dtype), v_BGSK.to(q_BHTK.dtype)
         z_BHTK = self._attend(q_BHTK, k_BGSK, v_BGSK, mask_BTS)
-        if taps.wants("attn.scores") or taps.wants("attn.pattern"):
-            z_BHTK = self._show_pattern(z_BHTK, (q_BHTK, k_BGSK, v_BGSK), mask_BTS, taps)
+        return self._give_out(self._shown(z_BHTK, (q_BHTK, k_BGSK, v_BGSK), mask_BTS, taps), taps)
+
+    def _give_out(self, z_BHTK: Tensor, taps: TapPoint) -> Tensor:
         z_BTHK = taps("attn.z", z_BHTK.transpose(1, 2))
         return taps("attn.out", self.o(z_BTHK.flatten(2)))
+
+    def _attend_alone(self, q_BHTK: Tensor, cache: tuple[KVSlot, Tensor]) -> Tensor:
+        """What one token a row sees of a slot, up to the place that `cache` gives it, in the window."""
+        slot, places_BT = cache
+        seen = slot.k_BHLK, slot.v_BHLK, places_BT[:, 0], slot.asked_rows
+        return one_token.attend(q_BHTK[:, :, 0], *seen, self.window)[:, :, None]
 
     def _attend(self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask_BTS: Tensor | None) -> Tensor:
         options: dict[str, Any] = {
@@ -109,10 +121,12 @@ class CausalSelfAttention(nn.Module):
         q_BTHK, k_BTGK, v_BTGK = heads.split([self.n_heads, self.n_kv_heads, self.n_kv_heads], dim=2)
         return taps("attn.q", q_BTHK), taps("attn.k", k_BTGK), taps("attn.v", v_BTGK)
 
-    def _show_pattern(
+    def _shown(
         self, z_BHTK: Tensor, qkv: tuple[Tensor, Tensor, Tensor], mask_BTS: Tensor | None, taps: TapPoint
     ) -> Tensor:
         """Compute scores and pattern for a listener; the fused result stands unless one of them is replaced."""
+        if not shows_pattern(taps):
+            return z_BHTK
         q_BHTK, k_BGSK, v_BGSK = qkv
         k_BHSK = k_BGSK.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1)
         v_BHSK = v_BGSK.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1)
@@ -127,6 +141,16 @@ class CausalSelfAttention(nn.Module):
         pattern_BHTS = taps("attn.pattern", softmaxed)
         replaced = scores_BHTS is not computed or pattern_BHTS is not softmaxed
         return pattern_BHTS @ v_BHSK if replaced else z_BHTK
+
+
+def shows_pattern(taps: TapPoint) -> bool:
+    """Whether somebody listens to what fused attention never writes down."""
+    return taps.wants("attn.scores") or taps.wants("attn.pattern")
+
+
+def is_alone(q_BHTK: Tensor, taps: TapPoint) -> bool:
+    """Whether queries are of one token a row and `one_token.attend` does."""
+    return one_token.fits(q_BHTK, q_BHTK.shape[2]) and not shows_pattern(taps)
 
 
 def attend_in_window(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, window: int, **options: Any) -> Tensor:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.cache import Cache, KVSlot
+from ..core.cache import Cache, KVSlot, SlotOfRows
 from ..core.taps import TapPoint
 from .kv_sharing import earlier
 from .rope import RotaryEmbedding
@@ -72,39 +72,22 @@ def gather(count_BT: Tensor, n_places: int) -> Gathered:
 
 
 def gather_now(count_BT: Tensor, before_B: Tensor) -> Gathered | None:
-    """The same after earlier calls, in the smallest block; None: nobody takes part. Waits for the device."""
-    before, after = torch.stack([before_B, count_BT[:, -1]]).tolist()
-    n_places = max(b - a for a, b in zip(before, after, strict=True))
+    """The same after earlier calls, in the smallest block; None: nobody takes part. Waits for the device, once."""
+    after_B = count_BT[:, -1]
+    new_B = after_B - before_B
+    took_B = new_B > 0
+    n_rows, n_places, n_seen = torch.stack([took_B.sum(), new_B.max(), after_B.max()]).tolist()
     if n_places == 0:
         return None
-    rows = [row for row in range(len(before)) if after[row] > before[row]]
     rows_A = None
-    if len(rows) < len(before):
-        rows_A = torch.tensor(rows, device=count_BT.device)
+    if n_rows < len(took_B):
+        rows_A = took_B.long().argsort(descending=True, stable=True)[:n_rows]
         count_BT, before_B = count_BT.index_select(0, rows_A), before_B.index_select(0, rows_A)
     if count_BT.shape[1] == 1:
         selection = Selection(torch.zeros_like(count_BT), torch.ones_like(count_BT, dtype=torch.bool), count_BT)
     else:
         selection = select(count_BT, n_places, before_B)
-    return Gathered(selection, rows_A, max(after))
-
-
-class SlotOfRows(KVSlot):
-    """A slot to which some rows of the batch add, and of which they see the first `n` places."""
-
-    def __init__(self, whole: KVSlot, rows_A: Tensor | None, n: int) -> None:
-        self.whole, self.rows_A, self.n = whole, rows_A, n
-
-    def extend(self, k_BHTK: Tensor, v_BHTK: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
-        if self.rows_A is None:
-            self.whole.extend(k_BHTK, v_BHTK, positions_BT)
-        else:
-            rows = self.rows_A[:, None]
-            self.whole.k_BHLK[rows, :, positions_BT] = k_BHTK.transpose(1, 2).to(self.whole.k_BHLK.dtype)
-            self.whole.v_BHLK[rows, :, positions_BT] = v_BHTK.transpose(1, 2).to(self.whole.v_BHLK.dtype)
-        if self.rows_A is None:
-            return self.whole.k_BHLK[:, :, : self.n], self.whole.v_BHLK[:, :, : self.n]
-        return self.whole.k_BHLK[self.rows_A, :, : self.n], self.whole.v_BHLK[self.rows_A, :, : self.n]
+    return Gathered(selection, rows_A, n_seen)
 
 
 @dataclass(slots=True)

@@ -6,12 +6,11 @@ width.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.cache import KVSlot
+from ..core.cache import KVSlot, SlotOfRows
 from ..core.taps import TapPoint
-from .attention import CausalSelfAttention
+from .attention import CausalSelfAttention, is_alone
 from .rope import rotate
 
 
@@ -26,16 +25,16 @@ class Kept(KVSlot):
         return k_BHTK, v_BHTK
 
 
-class Earlier(KVSlot):
+class Earlier(SlotOfRows):
     """Keys and values of an earlier application, to which nothing is added."""
+
+    def write(self, k_BHTK: Tensor, v_BHTK: Tensor, positions_BT: Tensor) -> None:
+        raise AssertionError("a later application has no keys and values of its own")
 
 
 def earlier(slots: dict[int, KVSlot], rows_A: Tensor | None = None) -> dict[int, KVSlot]:
     """What lies in slots, of some rows of the batch (None: all), for later applications."""
-    return {
-        n: Earlier(*(kv if rows_A is None else kv.index_select(0, rows_A) for kv in (slot.k_BHLK, slot.v_BHLK)))
-        for n, slot in slots.items()
-    }
+    return {n: Earlier(slot, rows_A) for n, slot in slots.items()}
 
 
 class Attention(CausalSelfAttention):
@@ -55,16 +54,8 @@ class Attention(CausalSelfAttention):
             return super().forward(x_BTD, rotation, taps, mask_BTS, cache, precision_BT1)
         q_BTHK = taps("attn.q", self.q(x_BTD).unflatten(-1, (-1, self.d_head)))
         q_BHTK = rotate(self.q_norm(q_BTHK), rotation).transpose(1, 2)
-        kv = cache[0].k_BHLK.to(q_BHTK.dtype), cache[0].v_BHLK.to(q_BHTK.dtype)
-        z_BHTK = F.scaled_dot_product_attention(
-            q_BHTK,
-            *kv,
-            attn_mask=None if mask_BTS is None else mask_BTS[:, None],
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask_BTS is None,
-            enable_gqa=self.n_heads != self.n_kv_heads,
-        )
-        if taps.wants("attn.scores") or taps.wants("attn.pattern"):
-            z_BHTK = self._show_pattern(z_BHTK, (q_BHTK, *kv), mask_BTS, taps)
-        z_BTHK = taps("attn.z", z_BHTK.transpose(1, 2))
-        return taps("attn.out", self.o(z_BTHK.flatten(2)))
+        if mask_BTS is not None and is_alone(q_BHTK, taps):
+            return self._give_out(self._attend_alone(q_BHTK, cache), taps)
+        k_BGSK, v_BGSK = (t.to(q_BHTK.dtype) for t in cache[0].seen())
+        z_BHTK = self._attend(q_BHTK, k_BGSK, v_BGSK, mask_BTS)
+        return self._give_out(self._shown(z_BHTK, (q_BHTK, k_BGSK, v_BGSK), mask_BTS, taps), taps)

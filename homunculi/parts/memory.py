@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.taps import TapPoint
+from . import one_token
 from .linear import Linear
 from .norm import RMSNorm
 
@@ -102,17 +103,41 @@ class AssociativeMemory(nn.Module):
         Returns:
             The read-out (B, C, D) and the memory after the last token (B, H, K, K), float32 or wider.
         """
-        chunks = self._bring(x_BCD, write_BC1, taps, taken_BC)
+        q, k, v, forget, write = (_in_chunks(t) for t in self._bring(x_BCD, write_BC1, taps, taken_BC))
+        chunks = Chunks(q, k, v, running_sum(-forget), write)
         if state_BHKK is None:
             state_BHKK = self.empty_state(len(x_BCD))
         write_in = write_gated if self.rule == "gated" else write_delta
         u_BHNSK, before_BHNKK, after_BHKK = write_in(chunks, state_BHKK.to(chunks.since_BHNS.dtype))
         z_BHNSK = read(chunks, u_BHNSK, before_BHNKK)
-        z_BCHK = self.norm(z_BHNSK.movedim(1, 3).flatten(1, 2)[:, : x_BCD.shape[1]])
+        z_BCHK = z_BHNSK.movedim(1, 3).flatten(1, 2)[:, : x_BCD.shape[1]]
+        return self._give_out(z_BCHK, head_gate_BCH, taps), after_BHKK
+
+    def remember(
+        self,
+        x_BCD: Tensor,
+        write_BC1: Tensor | None,
+        head_gate_BCH: Tensor | None,
+        taps: TapPoint,
+        state_BHKK: Tensor,
+        rows_A: Tensor | None,
+    ) -> Tensor:
+        """`forward` of one token a row, where `one_token.fits`: changes `state_BHKK` in place, in rows `rows_A` (None:
+        in all), and returns the read-out alone."""
+        *qkv, forget_BCH, write_BCH = self._bring(x_BCD, write_BC1, taps, None)
+        q_BHK, k_BHK, v_BHK = (t[:, 0] for t in qkv)
+        kept_BH, write_BH = (-forget_BCH[:, 0]).exp(), write_BCH[:, 0]
+        z_BHK = one_token.remember(
+            (q_BHK, k_BHK, v_BHK), kept_BH, write_BH, state_BHKK, rows_A, delta=self.rule == "delta"
+        )
+        return self._give_out(z_BHK[:, None], head_gate_BCH, taps)
+
+    def _give_out(self, z_BCHK: Tensor, head_gate_BCH: Tensor | None, taps: TapPoint) -> Tensor:
+        z_BCHK = self.norm(z_BCHK)
         if head_gate_BCH is not None:
             z_BCHK = z_BCHK * head_gate_BCH[..., None].to(z_BCHK.dtype)
         z_BCHK = taps("memory.z", z_BCHK)
-        return taps("memory.out", self.o(z_BCHK.flatten(2))), after_BHKK
+        return taps("memory.out", self.o(z_BCHK.flatten(2)))
 
     def empty_state(self, n_rows: int) -> Tensor:
         """A memory that holds nothing, (n_rows, H, K, K), for the state of a decoding cache too."""
@@ -131,7 +156,10 @@ class AssociativeMemory(nn.Module):
         sums = n * sum_flops(s) + (sum_flops(n + 1) if self.rule == "gated" else 0)
         return maps + round(H * (n * s * K * (inside * s + across * K) + between + sums) / n_tokens)
 
-    def _bring(self, x_BCD: Tensor, write_BC1: Tensor | None, taps: TapPoint, taken_BC: Tensor | None) -> Chunks:
+    def _bring(
+        self, x_BCD: Tensor, write_BC1: Tensor | None, taps: TapPoint, taken_BC: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """Queries, keys and values (B, C, H, K); how much a token makes forgotten, in nats, and β (B, C, H)."""
         q_BCHK, k_BCHK, v_BCHK, forget_BCH, write_BCH = self._project(x_BCD)
         q_BCHK, k_BCHK = F.normalize(torch.stack([q_BCHK, k_BCHK]), dim=-1).unbind()
         q_BCHK, k_BCHK, v_BCHK = taps("memory.q", q_BCHK), taps("memory.k", k_BCHK), taps("memory.v", v_BCHK)
@@ -144,8 +172,7 @@ class AssociativeMemory(nn.Module):
             write_BCH = write_BCH.clamp(max=1)
         if taken_BC is not None:
             forget_BCH, write_BCH = forget_BCH * taken_BC[..., None], write_BCH * taken_BC[..., None]
-        q, k, v, forget, write = (_in_chunks(t) for t in (q_BCHK, k_BCHK, v_BCHK, forget_BCH, write_BCH))
-        return Chunks(q, k, v, running_sum(-forget), write)
+        return q_BCHK, k_BCHK, v_BCHK, forget_BCH, write_BCH
 
     def _project(self, x_BCD: Tensor) -> tuple[Tensor, ...]:
         """All five maps of the input by one product; the two a head in float32 or wider, with their biases."""

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from homunculi.core.cache import KVSlot
+from homunculi.core.cache import KVSlot, SlotOfRows
 from homunculi.core.taps import NO_TAPS, Recording, Taps
-from homunculi.parts.gathered import Gathered, GatheredTaps, SlotOfRows, gather, gather_now
+from homunculi.parts.gathered import Gathered, GatheredTaps, gather, gather_now
 from homunculi.parts.routing import Quota, RoutedSlot, admit, put_sum, select, take
 
 SHARES = [(0.5, 0), (1 / 3, 2), (2 / 3, 1), (1.0, 0), (0.05, 3)]

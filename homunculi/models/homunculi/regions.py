@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ...core.cache import KVSlot
+from ...core.cache import KVSlot, SlotOfRows
 from ...core.modulation import Modulation
 from ...core.taps import NO_TAPS, TapPoint
+from ...parts import one_token
 from ...parts.attention import CausalSelfAttention
 from ...parts.experts import Experts
-from ...parts.gathered import SlotOfRows
 from ...parts.linear import Linear
 from ...parts.memory import AssociativeMemory, running_sum
 from ...parts.mlp import feed_forward
@@ -43,6 +43,9 @@ class Temporal(nn.Module):
         if self.memory is None:
             return y_BCD
         write = None if felt.salience_BC1 is None else 2 * felt.salience_BC1
+        if slot is not None and one_token.fits(n_BCD, n_BCD.shape[1]):
+            rows_A = None if place.block is None else place.block.rows_A
+            return y_BCD + self.memory.remember(n_BCD, write, felt.open_heads_BCH, taps, slot.memory_BHKK, rows_A)
         before = None if slot is None else place.rows(slot.memory_BHKK)
         bound_BCD, after = self.memory(n_BCD, write, felt.open_heads_BCH, taps, place.taken_BC, before)
         if slot is not None:
