@@ -6,7 +6,6 @@ summary, E experts, R passes, N sampled positions, V vocabulary; a trailing 1 is
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -30,8 +29,9 @@ from ...parts.norm import RMSNorm
 from ...parts.rope import RotaryEmbedding
 from ...parts.routers import Choice, Router, Span, TokenChoiceRouter
 from ..registry import architecture
-from .config import EFFECTS, GAINED, PARTS, ROUTERS, SIGNALS, VARIANTS, Config
+from .config import EFFECTS, GAINED, PARTS, ROUTERS, VARIANTS, Config
 from .costs import budget_of, count_filled
+from .learning import count, follow, foresee, loss_terms
 from .regions import Amygdala, Neocortex, Packet, Prefrontal, Temporal, feel, scaled
 from .state import Call, Felt, Mind, Passed, Place, Slot
 
@@ -130,9 +130,9 @@ class Homunculi(LanguageModel):
         x_BTD = self.last(mind.x_BTD, call.rotation, taps.at(len(self.schedule) - 1), call.mask_BTS, call.kv(-1))
         if cache is not None:
             return Hidden(x_BTD)
-        foreseen = self._foresee(ids_BT, passed[0], x_BTD)
-        terms = self._loss_terms(choices, passed, foreseen)
-        return Hidden(x_BTD, terms, statistics=self._statistics(choices, passed, foreseen))
+        foreseen = foresee(self, ids_BT, passed[0], x_BTD)
+        terms = loss_terms(self, choices, passed, foreseen)
+        return Hidden(x_BTD, terms, statistics=count(self, choices, passed, foreseen))
 
     def _call(self, ids_BT: Tensor, cache: Cache | None) -> Call:
         n_tokens, device = ids_BT.shape[1], ids_BT.device
@@ -294,77 +294,11 @@ class Homunculi(LanguageModel):
         x_BTD = taps("readout.norm", self.norm(x_BTD))
         return taps("readout.logits", F.linear(x_BTD, weight_VD.to(x_BTD.dtype)))
 
-    def _foresee(self, ids_BT: Tensor, first: Passed, x_BTD: Tensor) -> tuple[Tensor, Tensor] | None:
-        """At sampled positions of a training forward: forecasts, and what they should have been, in ln V nats."""
-        T, asks = ids_BT.shape[1], self.training and self.config.forecast != "none"
-        if not asks or T < 2 or self.amygdala is None or first.forecast_BC1 is None:
-            return None
-        index_N = (16 * torch.arange(max(1, T // 16), device=ids_BT.device) + self.amygdala.turn) % (T - 1)
-        targets_BN = ids_BT[:, index_N + 1]
-
-        def loss_of(state_BTD: Tensor) -> Tensor:
-            logits_BNV = self.readout(state_BTD[:, index_N]).float()
-            return F.cross_entropy(logits_BNV.flatten(0, 1), targets_BN.flatten(), reduction="none").view_as(targets_BN)
-
-        with torch.no_grad():
-            target_BN = loss_of(x_BTD)
-            if self.config.forecast == "reducible":
-                target_BN = loss_of(first.x_BTD) - target_BN
-        return first.forecast_BC1[:, index_N, 0].float(), target_BN / math.log(self.config.vocab_size)
-
-    def _loss_terms(
-        self, choices: list[Choice], passed: list[Passed], foreseen: tuple[Tensor, Tensor] | None
-    ) -> dict[str, Tensor]:
-        terms = dict(self.router.loss_terms(choices))
-        if foreseen is not None:
-            terms["forecast"] = self.config.forecast_weight * F.huber_loss(*foreseen)
-        if self.packet is not None and self.config.homeostasis:
-            away = [
-                (p.levels[name].float() - 1).square().mean() for p in passed for name in SIGNALS if name in p.levels
-            ]
-            terms["homeostasis"] = self.config.homeostasis * torch.stack(away).sum()
-        return terms
-
-    @torch.no_grad()
-    def _statistics(
-        self, choices: list[Choice], passed: list[Passed], foreseen: tuple[Tensor, Tensor] | None
-    ) -> dict[str, Tensor]:
-        found = dict(self.router.statistics(choices))
-        if foreseen is not None:
-            found["forecast_mean"], found["forecast_target"] = foreseen[0].mean(), foreseen[1].mean()
-        for name in self.config.signals:
-            levels = [p.levels[name].float() for p in passed if name in p.levels]
-            if not levels:
-                continue
-            found[f"{name}_mean"] = torch.stack([level.mean() for level in levels]).mean()
-            found[f"{name}_std"] = torch.stack([level.std(correction=0) for level in levels]).mean()
-        for name in GAINED if "dopamine" in self.config.signals else ():
-            gains = [p.levels[f"gain_{name}"].float().mean() for p in passed if f"gain_{name}" in p.levels]
-            if gains:
-                found[f"gain_{name}"] = torch.stack(gains).mean()
-        for k in range(self.config.n_shared):
-            loads = [p.loads[k] for p in passed if len(p.loads) > k]
-            if loads:
-                found[f"load_{k}"] = torch.stack(loads).mean(0)
-                found[f"busiest_expert_{k}"] = found[f"load_{k}"].max()
-        return found
-
     def before_update(self, step: int, steps: int) -> None:
         self.router.before_update(step, steps)
 
     def after_update(self, statistics: dict[str, Tensor]) -> None:
-        """Thresholds, biases of experts, the typical forecast and the running mean of dopamine follow statistics."""
-        self.router.after_update(statistics)
-        if self.amygdala is not None and "forecast_mean" in statistics:
-            self.amygdala.typical.lerp_(statistics["forecast_mean"].to(self.amygdala.typical), 0.05)
-            self.amygdala.turn.add_(1).remainder_(16)
-        for g, name in enumerate(GAINED):
-            if f"gain_{name}" in statistics:
-                self.dopamine_G[g].lerp_(statistics[f"gain_{name}"].to(self.dopamine_G), 0.01)
-        answering: Any = self.neocortex
-        for k, neocortex in enumerate(answering):
-            if neocortex.experts is not None and f"load_{k}" in statistics:
-                neocortex.experts.update_bias(statistics[f"load_{k}"], self.config.balance_rate)
+        follow(self, statistics)
 
     def plasticity(self) -> dict[str, Tensor]:
         """The running mean of dopamine's gain of each region that it modulates (`homunculi.train.plasticity`)."""
