@@ -61,6 +61,11 @@ class Cache:
         self._longest = 0
         self._announced_B: Tensor | None = None
 
+    @property
+    def longest(self) -> int:
+        """Valid tokens of the row that has most."""
+        return self._longest
+
     def at(self, slot: int) -> Any:
         """The entry of one slot."""
         return self.slots[slot]

@@ -6,7 +6,8 @@ width.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+from typing import Protocol
+
 from torch import Tensor
 
 from ..core.cache import KVSlot
@@ -26,21 +27,41 @@ class Kept(KVSlot):
         return k_BHTK, v_BHTK
 
 
+class Asking(Protocol):
+    """Some of the tokens of a call (`homunculi.parts.gathered.Gathered`)."""
+
+    def take(self, x_BTD: Tensor) -> Tensor: ...
+    def put_sum(self, x_BTD: Tensor, change_ACD: Tensor) -> Tensor: ...
+
+
 class Earlier(KVSlot):
-    """Keys and values of an earlier application, to which nothing is added."""
+    """Keys and values of an earlier application, to which nothing is added.
+
+    Attributes:
+        asking: which of the tokens they are of are the queries' in a forward without a cache; None: all, or a mask
+            alone says what may be seen.
+    """
+
+    def __init__(self, k_BHLK: Tensor, v_BHLK: Tensor, asking: Asking | None = None) -> None:
+        super().__init__(k_BHLK, v_BHLK)
+        self.asking = asking
 
 
 def earlier(slots: dict[int, KVSlot], rows_A: Tensor | None = None) -> dict[int, KVSlot]:
     """What lies in slots, of some rows of the batch (None: all), for later applications."""
-    return {
-        n: Earlier(*(kv if rows_A is None else kv.index_select(0, rows_A) for kv in (slot.k_BHLK, slot.v_BHLK)))
-        for n, slot in slots.items()
-    }
+    if rows_A is None:
+        return {n: Earlier(slot.k_BHLK, slot.v_BHLK) for n, slot in slots.items()}
+    rows = {n: (slot.k_BHLK.index_select(0, rows_A), slot.v_BHLK.index_select(0, rows_A)) for n, slot in slots.items()}
+    return {n: Earlier(*kv) for n, kv in rows.items()}
 
 
 class Attention(CausalSelfAttention):
     """Attention that computes queries only where it is given `Earlier` keys and values; without a mask
-    these are of the same tokens."""
+    these are of the same tokens.
+
+    With a window, queries that are `Earlier.asking` stand where their tokens do while they look: so work grows with
+    T · 2 window, as in the first application, and not with C · T.
+    """
 
     def forward(
         self,
@@ -51,20 +72,27 @@ class Attention(CausalSelfAttention):
         cache: tuple[KVSlot, Tensor] | None = None,
         precision_BT1: Tensor | None = None,
     ) -> Tensor:
-        if cache is None or not isinstance(cache[0], Earlier):
+        slot = None if cache is None else cache[0]
+        if not isinstance(slot, Earlier):
             return super().forward(x_BTD, rotation, taps, mask_BTS, cache, precision_BT1)
         q_BTHK = taps("attn.q", self.q(x_BTD).unflatten(-1, (-1, self.d_head)))
-        q_BHTK = rotate(self.q_norm(q_BTHK), rotation).transpose(1, 2)
-        kv = cache[0].k_BHLK.to(q_BHTK.dtype), cache[0].v_BHLK.to(q_BHTK.dtype)
-        z_BHTK = F.scaled_dot_product_attention(
-            q_BHTK,
-            *kv,
-            attn_mask=None if mask_BTS is None else mask_BTS[:, None],
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask_BTS is None,
-            enable_gqa=self.n_heads != self.n_kv_heads,
-        )
+        q_BTHK = rotate(self.q_norm(q_BTHK), rotation)
+        if precision_BT1 is not None:
+            q_BTHK = (q_BTHK * precision_BT1[..., None]).to(x_BTD.dtype)
+        q_BHTK = q_BTHK.transpose(1, 2)
+        kv = slot.k_BHLK.to(q_BHTK.dtype), slot.v_BHLK.to(q_BHTK.dtype)
+        if slot.asking is None or not 0 < self.window < kv[0].shape[2]:
+            z_BHTK = self._attend(q_BHTK, *kv, mask_BTS)
+        else:
+            z_BHTK = self._attend_where_they_stand(q_BHTK, *kv, slot.asking)
         if taps.wants("attn.scores") or taps.wants("attn.pattern"):
             z_BHTK = self._show_pattern(z_BHTK, (q_BHTK, *kv), mask_BTS, taps)
         z_BTHK = taps("attn.z", z_BHTK.transpose(1, 2))
         return taps("attn.out", self.o(z_BTHK.flatten(2)))
+
+    def _attend_where_they_stand(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, asking: Asking) -> Tensor:
+        q_BTD = q_BHTK.transpose(1, 2).flatten(2)
+        q_BSD = asking.put_sum(q_BTD.new_zeros(len(q_BTD), k_BHSK.shape[2], q_BTD.shape[-1]), q_BTD)
+        z_BHSK = self._attend(q_BSD.unflatten(-1, (self.n_heads, -1)).transpose(1, 2), k_BHSK, v_BHSK, None)
+        z_BTD = asking.take(z_BHSK.transpose(1, 2).flatten(2))
+        return z_BTD.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)

@@ -23,6 +23,7 @@ from ...errors import InputError
 from ...parts.block import Block
 from ...parts.experts import Experts
 from ...parts.gathered import Gathered, GatheredTaps, gather, gather_now
+from ...parts.kv_sharing import Kept
 from ...parts.linear import Linear
 from ...parts.mlp import feed_forward
 from ...parts.norm import RMSNorm
@@ -140,12 +141,19 @@ class Homunculi(LanguageModel):
             if n_tokens > self.config.max_seq_len:
                 raise InputError(f"{n_tokens} tokens are more than model.max_seq_len={self.config.max_seq_len}")
             span = Span(torch.arange(n_tokens, device=device)[None])
-            return Call(self.rope.at(slice(0, n_tokens), self._dtype), None, None, span)
+            kept = tuple(Kept() for _ in self.temporal) if self._shares_kv else ()
+            return Call(self.rope.at(slice(0, n_tokens), self._dtype), None, None, span, kept)
         positions_BT = cache.positions(n_tokens)
         mask_BTS = torch.arange(cache.capacity, device=device) <= positions_BT[..., None]
         counts = tuple(cache.at(first).routed.count_B.clone() for first in self.first_steps)
         span = Span(positions_BT, cache.valid(n_tokens), counts)
-        return Call(self.rope.at(positions_BT, self._dtype), mask_BTS, cache, span)
+        layers = range(1, 1 + self.config.n_shared) if self._shares_kv else ()
+        kept = tuple(cache.at(i).routed.kv for i in layers)
+        return Call(self.rope.at(positions_BT, self._dtype), mask_BTS, cache, span, kept)
+
+    @property
+    def _shares_kv(self) -> bool:
+        return self.config.kv == "shared"
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -204,7 +212,7 @@ class Homunculi(LanguageModel):
         device = mind.x_BTD.device
         if call.cache is None or call.span.counts is None:
             if choice.count_BT is None:
-                return Place(None, None, call.rotation, T, device)
+                return Place(None, None, call.span.positions_BT, call.rotation, T, device)
             block: Gathered | None = gather(choice.count_BT, self.router.places(r, T))
         else:
             before_B, count_BT = self._slot(call, r).routed.count_B, choice.count_BT
@@ -216,7 +224,7 @@ class Homunculi(LanguageModel):
             return None
         positions_BC = block.take_numbers(call.span.positions_BT.expand(B, T))
         rotation = self.rope.at(positions_BC, self._dtype)
-        return Place(block, block.selection.taken_BC, rotation, positions_BC.shape[1], device)
+        return Place(block, block.selection.taken_BC, positions_BC, rotation, positions_BC.shape[1], device)
 
     def _slot(self, call: Call, r: int) -> Any:
         return call.slot(self.first_steps[r])
@@ -237,9 +245,10 @@ class Homunculi(LanguageModel):
         forecast, loads = None, []
         for k in range(self.config.n_shared):
             i = self.first_steps[r] + k
-            here = self._taps(taps.at(i), place, mind, call)
+            here = self._taps(taps.at(i), place, mind, call, own_keys=r == 0 or not self._shares_kv)
             y_BCD = here("resid_pre", y_BCD)
-            y_BCD = y_BCD + scaled(self.temporal[k](y_BCD, place, felt, here, call.slot(i)), felt.gains["temporal"])
+            bound_BCD = self.temporal[k](y_BCD, place, felt, here, call.slot(i), call.shared_kv(k, r))
+            y_BCD = y_BCD + scaled(bound_BCD, felt.gains["temporal"])
             if k == 0:
                 y_BCD, felt, forecast = self._reflect(mind, y_BCD, context, place, felt, r, here)
             y_BCD = here("resid_mid", y_BCD)
@@ -256,10 +265,12 @@ class Homunculi(LanguageModel):
         gains = {f"gain_{name}": gain for name, gain in felt.gains.items() if gain is not None}
         return Passed(mind.x_BTD, forecast, loads, levels | gains)
 
-    def _taps(self, taps: TapPoint, place: Place, mind: Mind, call: Call) -> TapPoint:
-        """Taps that show gathered tensors at full length."""
+    def _taps(self, taps: TapPoint, place: Place, mind: Mind, call: Call, own_keys: bool) -> TapPoint:
+        """Taps that show gathered tensors at full length; `own_keys`: the pass attends to its own."""
+        if place.block is None:
+            return taps
         n_rows, n_tokens = mind.took_BT.shape
-        return taps if place.block is None else GatheredTaps(taps, place.block, (n_rows, n_tokens), call.cache is None)
+        return GatheredTaps(taps, place.block, (n_rows, n_tokens), own_keys and call.cache is None)
 
     def _reflect(
         self, mind: Mind, y_BCD: Tensor, context_BTP: Tensor | None, place: Place, felt: Felt, r: int, here: TapPoint
@@ -314,6 +325,8 @@ class Homunculi(LanguageModel):
         shape = (batch_size, config.n_heads, capacity, config.width_of_heads)
         first, last = (KVSlot.empty(shape, self._dtype, device) for _ in range(2))
         widths = [self.router.quotas[r].of_first(capacity) for r in range(config.n_passes)]
+        if self._shares_kv:
+            widths[1:] = [0] * (config.n_passes - 1)
         inner = [
             Slot.empty(config, batch_size, widths[r], self._dtype, device, speaks=k == 0)
             for r in range(config.n_passes)
