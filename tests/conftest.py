@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 SKIPS = {
     "datasets": "datasets is not installed: pip install 'homunculi[data]' brings it",
     "transformers": "transformers is not installed: pip install 'homunculi[hf]' brings it",
-    "triton": "triton is not installed: torch's build for GPUs brings it; kernels run in its interpreter",
+    "triton": "no interpreter of kernels: install triton and set TRITON_INTERPRET=1",
     "data": "no data folder: set HOMUNCULI_DATA or put the corpora in ../shared/data",
     "parity": "no parity folder: set HOMUNCULI_PARITY or put the reference outputs in ../shared/parity",
 }
@@ -58,8 +58,7 @@ def parity_folder() -> Path:
 
 
 @pytest.fixture
-def triton_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels run on the CPU, slowly."""
-    if find_spec("triton") is None:
+def triton_interpreter() -> None:
+    """Kernels run on the CPU, slowly. Triton reads the variable when it is imported."""
+    if find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip(SKIPS["triton"])
-    monkeypatch.setenv("TRITON_INTERPRET", "1")

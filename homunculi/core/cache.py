@@ -55,7 +55,8 @@ class SlotOfRows(KVSlot):
 
     def __init__(self, whole: KVSlot, rows_A: Tensor | None, n_places: int | None = None) -> None:
         super().__init__(whole.k_BHLK, whole.v_BHLK)
-        self._whole, self._rows_A, self._n_places = whole, rows_A, n_places
+        self._whole, self._rows_A = whole, rows_A
+        self.n_places = whole.k_BHLK.shape[2] if n_places is None else n_places
 
     @property
     def asked_rows(self) -> Tensor | None:
@@ -71,7 +72,7 @@ class SlotOfRows(KVSlot):
 
     def seen(self) -> tuple[Tensor, Tensor]:
         """Keys and values of the rows, copied where there are fewer than all."""
-        n = self._n_places
+        n = self.n_places
         if self._rows_A is None:
             return self.k_BHLK[:, :, :n], self.v_BHLK[:, :, :n]
         return self.k_BHLK[self._rows_A, :, :n], self.v_BHLK[self._rows_A, :, :n]
@@ -100,6 +101,11 @@ class Cache:
         self.lengths_B = torch.zeros(batch_size, dtype=torch.long, device=device)
         self._longest = 0
         self._announced_B: Tensor | None = None
+
+    @property
+    def longest(self) -> int:
+        """Valid tokens of the row that has most."""
+        return self._longest
 
     def at(self, slot: int) -> Any:
         """The entry of one slot."""

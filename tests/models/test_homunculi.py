@@ -51,11 +51,11 @@ def record(model: Homunculi, tokens: Tensor, **hooks: Any) -> Recording:
     return seen
 
 
-def test_without_regions_and_packet_it_is_the_mixture_of_recursions() -> None:
-    bare = make(regions=(), signals=(), n_shared=2, burst=3, noise=0.1)
-    plain = MoR(
-        MoRConfig(vocab_size=31, d_model=16, n_heads=2, max_seq_len=24, n_slots=8, n_passes=3, burst=3, qk_norm=True)
-    ).eval()
+@pytest.mark.parametrize("kv", ["per_pass", "shared"])
+def test_without_regions_and_packet_it_is_the_mixture_of_recursions(kv: Any) -> None:
+    bare = make(regions=(), signals=(), n_shared=2, burst=3, kv=kv, noise=0.1)
+    sizes: dict[str, Any] = {"vocab_size": 31, "d_model": 16, "n_heads": 2, "max_seq_len": 24, "n_slots": 8}
+    plain = MoR(MoRConfig(**sizes, n_passes=3, burst=3, qk_norm=True, kv=kv)).eval()
     names = {"first.": "blocks.0.", "last.": "blocks.3."}
     for k in range(2):
         names |= {
@@ -176,6 +176,40 @@ def test_a_token_beyond_the_window_is_remembered_by_the_memory_alone() -> None:
     assert torch.equal(model(changed).logits[:, 8:], model(ids()).logits[:, 8:])
 
 
+def test_with_shared_keys_a_later_pass_sees_also_those_that_do_not_take_it() -> None:
+    tokens, near = ids(), torch.ones(24, 24).tril().triu(-3).bool()
+    for kv, sees_all in (("shared", True), ("per_pass", False)):
+        model = make(noise=0.2, kv=kv, burst=0)
+        seen = record(model, tokens)
+        for i in (2, 3):
+            taking_BT = seen[f"steps.{i}.router.taking"]
+            assert taking_BT.any() and not taking_BT.all()
+            looked_BTS = (seen[f"steps.{i}.attn.pattern"] > 0).all(1)
+            if sees_all:
+                assert torch.equal(looked_BTS, near & taking_BT[..., None])
+            else:
+                assert not (looked_BTS & ~taking_BT[:, None]).any()
+
+
+def test_shared_keys_cost_less_cache_and_no_keys_in_later_passes() -> None:
+    shared, own = make(kv="shared"), make(kv="per_pass")
+    assert shared.new_cache(1, 24).n_bytes < own.new_cache(1, 24).n_bytes
+    assert shared.budget().cache_bytes_per_token < own.budget().cache_bytes_per_token
+    assert shared.budget().executed_parameters < own.budget().executed_parameters
+    names = set(record(shared, ids()))
+    assert "steps.1.attn.k" in names and not {"steps.2.attn.k", "steps.3.attn.v"} & names
+
+
+@pytest.mark.parametrize("fields", [{"kv": "shared"}], ids=str)
+def test_options_compile_in_one_graph(fields: dict[str, Any]) -> None:
+    """Traced whole, forward and loss: a value that the host would have to see would break the graph."""
+    torch._dynamo.reset()
+    loss_of = TrainingLoss(make(**fields).train())
+    compiled = torch.compile(loss_of, backend="eager", fullgraph=True, dynamic=False)
+    tokens = ids(2, 25)
+    assert compiled(tokens).cross_entropy.item() == pytest.approx(loss_of(tokens).cross_entropy.item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("target", ["surprise", "reducible"])
 def test_the_amygdala_learns_its_forecast_and_nothing_else_does(target: str) -> None:
     model = make(forecast=target).train()
@@ -219,9 +253,10 @@ def test_each_part_can_be_left_out_or_filled_up_with_plain_parameters(region: st
     assert all(m(ids()).logits.isfinite().all() for m in (out, filled))
 
 
+@pytest.mark.parametrize("kv", ["per_pass", "shared"])
 @pytest.mark.parametrize("router", ["token_choice", "expert_choice"])
-def test_the_other_routers_decode_exactly_too(router: str) -> None:
-    model = make(router=router, noise=0.1).double()
+def test_the_other_routers_decode_exactly_too(router: str, kv: str) -> None:
+    model = make(router=router, kv=kv, noise=0.1).double()
     whole = model(ids()).logits
     cache, pieces = model.new_cache(2, 24), []
     for piece in ids().split([1, 9, 1, 13], dim=1):
@@ -254,6 +289,7 @@ def test_rows_that_nobody_takes_further_are_skipped_while_decoding() -> None:
         ({"n_passes": 0}, "model.n_passes"),
         ({"window": -1}, "model.window"),
         ({"router": "oracle"}, "model.router"),
+        ({"kv": "first"}, "model.kv"),
     ],
 )
 def test_impossible_settings_are_refused_by_field(fields: dict[str, Any], message: str) -> None:

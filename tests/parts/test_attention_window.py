@@ -6,8 +6,11 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from homunculi.core.cache import KVSlot
 from homunculi.core.taps import NO_TAPS, Recording
 from homunculi.parts.attention import CausalSelfAttention, attend_in_window, window_flops
+from homunculi.parts.gathered import gather
+from homunculi.parts.kv_sharing import Attention, Earlier
 from homunculi.parts.rope import RotaryEmbedding
 
 
@@ -58,3 +61,24 @@ def test_flops_are_those_counted(n_tokens, window):
     maps = 2 * 4 * 16 * 16
     wanted = 3 * n_tokens * (maps + window_flops(n_tokens, 16, window))
     assert counter.get_total_flops() == pytest.approx(wanted, abs=0.5)
+
+
+def test_later_queries_look_through_the_window_from_where_they_stand() -> None:
+    """Queries of some tokens, spread to their places, find what a mask lets them find, and give the same gradients."""
+    torch.manual_seed(0)
+    attention = Attention(16, 4, 2, 4, qk_norm=True, window=3).double()
+    rope = RotaryEmbedding(4, 11, 10_000.0)
+    taking = torch.tensor([[1, 1, 0, 0, 1, 0, 1, 1, 1, 0, 1], [0] * 9 + [1, 1]])
+    block = gather(taking.cumsum(1), 7)
+    index_BC, taken_BC = block.selection.index_BC, block.selection.taken_BC
+    k, v = (torch.randn(2, 2, 11, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    x, factor = torch.randn(2, 7, 16, dtype=torch.float64), torch.rand(2, 7, 1, dtype=torch.float64)
+    ages = index_BC[..., None] - torch.arange(11)
+    seen = (ages >= 0) & (ages < 3)
+    results = []
+    for earlier in (Earlier(KVSlot(k, v), asking=block), Earlier(KVSlot(k, v))):
+        rotation = rope.at(index_BC, torch.float64)
+        out = attention(x, rotation, NO_TAPS, seen, (earlier, index_BC), factor)[taken_BC]
+        results.append([out, *torch.autograd.grad(out.square().sum(), (k, v, attention.q.weight))])
+    assert len(results[0][0]) == 7 + 2
+    torch.testing.assert_close(results[0], results[1], rtol=1e-11, atol=1e-11)

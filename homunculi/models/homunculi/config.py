@@ -45,7 +45,9 @@ class Config:
             Empty: (R − r) / R for r = 0 … R − 1.
         burst: tokens that a pass may take beyond its share.
         router, routing: who takes another pass; see `homunculi.parts.routers`.
-        window: how far back the temporal lobe's attention sees among the tokens of its pass; 0: to the beginning.
+        window: how far back the temporal lobe's attention sees among what it attends to; 0: to the beginning.
+        kv: each pass attends to its own keys and values, of the tokens that take it, or all attend to those that the
+            first pass left, of all tokens.
         d_mlp: hidden width of the first and last block; 0: 8/3 · d_model rounded up to a multiple of 8.
         n_experts, n_active, d_expert: of the neocortex; d_expert 0: d_mlp / n_active, rounded up to a
             multiple of 8 (which grouped products of a GPU need).
@@ -71,6 +73,7 @@ class Config:
     router: Literal["threshold", "token_choice", "expert_choice"] = "threshold"
     routing: RoutingOptions = field(default_factory=RoutingOptions)
     window: int = 64
+    kv: Literal["per_pass", "shared"] = "per_pass"
     d_mlp: int = 0
     n_experts: int = 8
     n_active: int = 2
@@ -108,8 +111,9 @@ class Config:
         check_capacities(self.shares, self.n_passes)
         if self.shares[0] != 1:
             raise InputError(f"model.capacities: the first pass takes every token, so it is 1 and not {self.shares[0]}")
-        if self.router not in ROUTERS:
-            raise InputError(f"model.router: {self.router!r} is none of {', '.join(ROUTERS)}")
+        for name, known in (("router", tuple(ROUTERS)), ("kv", ("per_pass", "shared"))):
+            if getattr(self, name) not in known:
+                raise InputError(f"model.{name}: {getattr(self, name)!r} is none of {', '.join(known)}")
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -151,6 +155,16 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"n_heads": 2, "n_passes": 2, "window": 6, "n_experts": 4, "n_active": 2, "plan_width": 6, "packet_width": 5},
     {"n_heads": 2, "n_passes": 2, "n_shared": 2, "regions": ("temporal", "neocortex"), "n_experts": 3, "n_active": 1},
     {"n_heads": 2, "n_passes": 2, "regions": (), "signals": (), "filled": REGIONS, "tied": False},
+    {
+        "n_heads": 2,
+        "n_passes": 2,
+        "n_shared": 2,
+        "kv": "shared",
+        "window": 4,
+        "burst": 1,
+        "n_experts": 3,
+        "n_active": 1,
+    },
 )
 
 
@@ -183,6 +197,7 @@ PARTS = (
         neutral={"*amygdala.forecast": 0.0},
         when=lambda config: config.has("amygdala") and config.forecast != "none",
     ),
+    Part("shared_keys", {"kv": "per_pass"}),
     Part(
         "router",
         {"capacities": lambda config: (1.0,) * config.n_passes},

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -32,9 +33,11 @@ def budget_of(model: Homunculi, context: int | None) -> Budget:
     for r in range(config.n_passes):
         C = model.router.places(r, T) if r in model.router.routed else T
         inside, attended = pass_cost(model, C)
+        if config.kv == "shared" and r > 0:
+            inside, attended = inside - 2 * config.n_shared * d * d, attended + _rereading(model, C, T)
         executed += C / T * inside
         flops += C / T * (2 * inside + attended)
-    kept = 2 + config.n_shared * sum(config.shares)
+    kept = 2 + config.n_shared * (sum(config.shares) if config.kv == "per_pass" else 1)
     return Budget(
         parameters=count_parameters(model),
         embedding_parameters=table if model.untied is None else 2 * table,
@@ -59,6 +62,17 @@ def pass_cost(model: Homunculi, n_places: int) -> tuple[float, float]:
         if neocortex.experts is not None:
             inside += neocortex.experts.active_parameters
     return inside, attended
+
+
+def _rereading(model: Homunculi, n_places: int, n_tokens: int) -> float:
+    """What attention to all tokens adds to that among those of a pass, of one of these: FLOPs."""
+    more, layers = 0.0, cast("Iterable[Temporal]", model.temporal)
+    for temporal in layers:
+        windowed = 0 < temporal.window < n_tokens
+        queries = n_tokens / n_places if windowed else 1  # with a window all places are multiplied, asking or not
+        d = model.config.d_model
+        more += queries * window_flops(n_tokens, d, temporal.window) - window_flops(n_places, d, temporal.window)
+    return more
 
 
 def _running_flops(model: Homunculi, n_tokens: int) -> float:

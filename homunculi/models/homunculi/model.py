@@ -6,7 +6,6 @@ summary, E experts, R passes, N sampled positions, V vocabulary; a trailing 1 is
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -24,14 +23,16 @@ from ...errors import InputError
 from ...parts.block import Block
 from ...parts.experts import Experts
 from ...parts.gathered import Gathered, GatheredTaps, gather, gather_now
+from ...parts.kv_sharing import Kept
 from ...parts.linear import Linear
 from ...parts.mlp import feed_forward
 from ...parts.norm import RMSNorm
 from ...parts.rope import RotaryEmbedding
 from ...parts.routers import Choice, Router, Span, TokenChoiceRouter
 from ..registry import architecture
-from .config import EFFECTS, GAINED, PARTS, ROUTERS, SIGNALS, VARIANTS, Config
+from .config import EFFECTS, GAINED, PARTS, ROUTERS, VARIANTS, Config
 from .costs import budget_of, count_filled
+from .learning import count, follow, foresee, loss_terms
 from .regions import Amygdala, Neocortex, Packet, Prefrontal, Temporal, feel, scaled
 from .state import Call, Felt, Mind, Passed, Place, Slot
 
@@ -130,9 +131,9 @@ class Homunculi(LanguageModel):
         x_BTD = self.last(mind.x_BTD, call.rotation, taps.at(len(self.schedule) - 1), call.mask_BTS, call.kv(-1))
         if cache is not None:
             return Hidden(x_BTD)
-        foreseen = self._foresee(ids_BT, passed[0], x_BTD)
-        terms = self._loss_terms(choices, passed, foreseen)
-        return Hidden(x_BTD, terms, statistics=self._statistics(choices, passed, foreseen))
+        foreseen = foresee(self, ids_BT, passed[0], x_BTD)
+        terms = loss_terms(self, choices, passed, foreseen)
+        return Hidden(x_BTD, terms, statistics=count(self, choices, passed, foreseen))
 
     def _call(self, ids_BT: Tensor, cache: Cache | None) -> Call:
         n_tokens, device = ids_BT.shape[1], ids_BT.device
@@ -140,12 +141,19 @@ class Homunculi(LanguageModel):
             if n_tokens > self.config.max_seq_len:
                 raise InputError(f"{n_tokens} tokens are more than model.max_seq_len={self.config.max_seq_len}")
             span = Span(torch.arange(n_tokens, device=device)[None])
-            return Call(self.rope.at(slice(0, n_tokens), self._dtype), None, None, span)
+            kept = tuple(Kept() for _ in self.temporal) if self._shares_kv else ()
+            return Call(self.rope.at(slice(0, n_tokens), self._dtype), None, None, span, kept)
         positions_BT = cache.positions(n_tokens)
         mask_BTS = torch.arange(cache.capacity, device=device) <= positions_BT[..., None]
         counts = tuple(cache.at(first).routed.count_B.clone() for first in self.first_steps)
         span = Span(positions_BT, cache.valid(n_tokens), counts)
-        return Call(self.rope.at(positions_BT, self._dtype), mask_BTS, cache, span)
+        layers = range(1, 1 + self.config.n_shared) if self._shares_kv else ()
+        kept = tuple(cache.at(i).routed.kv for i in layers)
+        return Call(self.rope.at(positions_BT, self._dtype), mask_BTS, cache, span, kept)
+
+    @property
+    def _shares_kv(self) -> bool:
+        return self.config.kv == "shared"
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -204,7 +212,7 @@ class Homunculi(LanguageModel):
         device = mind.x_BTD.device
         if call.cache is None or call.span.counts is None:
             if choice.count_BT is None:
-                return Place(None, None, call.rotation, T, device)
+                return Place(None, None, call.span.positions_BT, call.rotation, T, device)
             block: Gathered | None = gather(choice.count_BT, self.router.places(r, T))
         else:
             before_B, count_BT = self._slot(call, r).routed.count_B, choice.count_BT
@@ -216,7 +224,7 @@ class Homunculi(LanguageModel):
             return None
         positions_BC = block.take_numbers(call.span.positions_BT.expand(B, T))
         rotation = self.rope.at(positions_BC, self._dtype)
-        return Place(block, block.selection.taken_BC, rotation, positions_BC.shape[1], device)
+        return Place(block, block.selection.taken_BC, positions_BC, rotation, positions_BC.shape[1], device)
 
     def _slot(self, call: Call, r: int) -> Any:
         return call.slot(self.first_steps[r])
@@ -237,9 +245,10 @@ class Homunculi(LanguageModel):
         forecast, loads = None, []
         for k in range(self.config.n_shared):
             i = self.first_steps[r] + k
-            here = self._taps(taps.at(i), place, mind, call)
+            here = self._taps(taps.at(i), place, mind, call, own_keys=r == 0 or not self._shares_kv)
             y_BCD = here("resid_pre", y_BCD)
-            y_BCD = y_BCD + scaled(self.temporal[k](y_BCD, place, felt, here, call.slot(i)), felt.gains["temporal"])
+            bound_BCD = self.temporal[k](y_BCD, place, felt, here, call.slot(i), call.shared_kv(k, r))
+            y_BCD = y_BCD + scaled(bound_BCD, felt.gains["temporal"])
             if k == 0:
                 y_BCD, felt, forecast = self._reflect(mind, y_BCD, context, place, felt, r, here)
             y_BCD = here("resid_mid", y_BCD)
@@ -256,10 +265,12 @@ class Homunculi(LanguageModel):
         gains = {f"gain_{name}": gain for name, gain in felt.gains.items() if gain is not None}
         return Passed(mind.x_BTD, forecast, loads, levels | gains)
 
-    def _taps(self, taps: TapPoint, place: Place, mind: Mind, call: Call) -> TapPoint:
-        """Taps that show gathered tensors at full length."""
+    def _taps(self, taps: TapPoint, place: Place, mind: Mind, call: Call, own_keys: bool) -> TapPoint:
+        """Taps that show gathered tensors at full length; `own_keys`: the pass attends to its own."""
+        if place.block is None:
+            return taps
         n_rows, n_tokens = mind.took_BT.shape
-        return taps if place.block is None else GatheredTaps(taps, place.block, (n_rows, n_tokens), call.cache is None)
+        return GatheredTaps(taps, place.block, (n_rows, n_tokens), own_keys and call.cache is None)
 
     def _reflect(
         self, mind: Mind, y_BCD: Tensor, context_BTP: Tensor | None, place: Place, felt: Felt, r: int, here: TapPoint
@@ -294,77 +305,11 @@ class Homunculi(LanguageModel):
         x_BTD = taps("readout.norm", self.norm(x_BTD))
         return taps("readout.logits", F.linear(x_BTD, weight_VD.to(x_BTD.dtype)))
 
-    def _foresee(self, ids_BT: Tensor, first: Passed, x_BTD: Tensor) -> tuple[Tensor, Tensor] | None:
-        """At sampled positions of a training forward: forecasts, and what they should have been, in ln V nats."""
-        T, asks = ids_BT.shape[1], self.training and self.config.forecast != "none"
-        if not asks or T < 2 or self.amygdala is None or first.forecast_BC1 is None:
-            return None
-        index_N = (16 * torch.arange(max(1, T // 16), device=ids_BT.device) + self.amygdala.turn) % (T - 1)
-        targets_BN = ids_BT[:, index_N + 1]
-
-        def loss_of(state_BTD: Tensor) -> Tensor:
-            logits_BNV = self.readout(state_BTD[:, index_N]).float()
-            return F.cross_entropy(logits_BNV.flatten(0, 1), targets_BN.flatten(), reduction="none").view_as(targets_BN)
-
-        with torch.no_grad():
-            target_BN = loss_of(x_BTD)
-            if self.config.forecast == "reducible":
-                target_BN = loss_of(first.x_BTD) - target_BN
-        return first.forecast_BC1[:, index_N, 0].float(), target_BN / math.log(self.config.vocab_size)
-
-    def _loss_terms(
-        self, choices: list[Choice], passed: list[Passed], foreseen: tuple[Tensor, Tensor] | None
-    ) -> dict[str, Tensor]:
-        terms = dict(self.router.loss_terms(choices))
-        if foreseen is not None:
-            terms["forecast"] = self.config.forecast_weight * F.huber_loss(*foreseen)
-        if self.packet is not None and self.config.homeostasis:
-            away = [
-                (p.levels[name].float() - 1).square().mean() for p in passed for name in SIGNALS if name in p.levels
-            ]
-            terms["homeostasis"] = self.config.homeostasis * torch.stack(away).sum()
-        return terms
-
-    @torch.no_grad()
-    def _statistics(
-        self, choices: list[Choice], passed: list[Passed], foreseen: tuple[Tensor, Tensor] | None
-    ) -> dict[str, Tensor]:
-        found = dict(self.router.statistics(choices))
-        if foreseen is not None:
-            found["forecast_mean"], found["forecast_target"] = foreseen[0].mean(), foreseen[1].mean()
-        for name in self.config.signals:
-            levels = [p.levels[name].float() for p in passed if name in p.levels]
-            if not levels:
-                continue
-            found[f"{name}_mean"] = torch.stack([level.mean() for level in levels]).mean()
-            found[f"{name}_std"] = torch.stack([level.std(correction=0) for level in levels]).mean()
-        for name in GAINED if "dopamine" in self.config.signals else ():
-            gains = [p.levels[f"gain_{name}"].float().mean() for p in passed if f"gain_{name}" in p.levels]
-            if gains:
-                found[f"gain_{name}"] = torch.stack(gains).mean()
-        for k in range(self.config.n_shared):
-            loads = [p.loads[k] for p in passed if len(p.loads) > k]
-            if loads:
-                found[f"load_{k}"] = torch.stack(loads).mean(0)
-                found[f"busiest_expert_{k}"] = found[f"load_{k}"].max()
-        return found
-
     def before_update(self, step: int, steps: int) -> None:
         self.router.before_update(step, steps)
 
     def after_update(self, statistics: dict[str, Tensor]) -> None:
-        """Thresholds, biases of experts, the typical forecast and the running mean of dopamine follow statistics."""
-        self.router.after_update(statistics)
-        if self.amygdala is not None and "forecast_mean" in statistics:
-            self.amygdala.typical.lerp_(statistics["forecast_mean"].to(self.amygdala.typical), 0.05)
-            self.amygdala.turn.add_(1).remainder_(16)
-        for g, name in enumerate(GAINED):
-            if f"gain_{name}" in statistics:
-                self.dopamine_G[g].lerp_(statistics[f"gain_{name}"].to(self.dopamine_G), 0.01)
-        answering: Any = self.neocortex
-        for k, neocortex in enumerate(answering):
-            if neocortex.experts is not None and f"load_{k}" in statistics:
-                neocortex.experts.update_bias(statistics[f"load_{k}"], self.config.balance_rate)
+        follow(self, statistics)
 
     def plasticity(self) -> dict[str, Tensor]:
         """The running mean of dopamine's gain of each region that it modulates (`homunculi.train.plasticity`)."""
@@ -380,6 +325,8 @@ class Homunculi(LanguageModel):
         shape = (batch_size, config.n_heads, capacity, config.width_of_heads)
         first, last = (KVSlot.empty(shape, self._dtype, device) for _ in range(2))
         widths = [self.router.quotas[r].of_first(capacity) for r in range(config.n_passes)]
+        if self._shares_kv:
+            widths[1:] = [0] * (config.n_passes - 1)
         inner = [
             Slot.empty(config, batch_size, widths[r], self._dtype, device, speaks=k == 0)
             for r in range(config.n_passes)

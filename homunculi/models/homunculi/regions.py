@@ -13,8 +13,8 @@ from ...core.cache import KVSlot, SlotOfRows
 from ...core.modulation import Modulation
 from ...core.taps import NO_TAPS, TapPoint
 from ...parts import one_token
-from ...parts.attention import CausalSelfAttention
 from ...parts.experts import Experts
+from ...parts.kv_sharing import Attention, Earlier
 from ...parts.linear import Linear
 from ...parts.memory import AssociativeMemory, running_sum
 from ...parts.mlp import feed_forward
@@ -33,12 +33,21 @@ class Temporal(nn.Module):
         d, h = config.d_model, config.n_heads
         self.norm = RMSNorm(d)
         self.window = config.window if config.has("temporal") else 0
-        self.attn = CausalSelfAttention(d, h, h, d // h, qk_norm=config.qk_norm, window=self.window)
+        self.attn = Attention(d, h, h, d // h, qk_norm=config.qk_norm, window=self.window)
         self.memory = AssociativeMemory(d, h, d // h) if config.has("temporal") else None
 
-    def forward(self, x_BCD: Tensor, place: Place, felt: Felt, taps: TapPoint, slot: Slot | None) -> Tensor:
+    def forward(
+        self, x_BCD: Tensor, place: Place, felt: Felt, taps: TapPoint, slot: Slot | None, shared: KVSlot | None = None
+    ) -> Tensor:
+        """What is bound to each token of a pass, (B, C, D).
+
+        Args:
+            slot: what the step remembers of earlier calls; None: there were none.
+            shared: keys and values to fill for later passes, or `Earlier` ones to attend to; None: the pass's own. The
+                memory is always the pass's own, of those who take it: what a token binds there is its present state.
+        """
         n_BCD = self.norm(x_BCD)
-        mask_BCS, cache = self._visible(place, slot)
+        mask_BCS, cache = self._visible(place, slot, shared)
         y_BCD = self.attn(n_BCD, place.rotation, taps, mask_BCS, cache, felt.signals.precision)
         if self.memory is None:
             return y_BCD
@@ -52,13 +61,26 @@ class Temporal(nn.Module):
             place.write_rows(slot.memory_BHKK, after)
         return y_BCD + bound_BCD
 
-    def _visible(self, place: Place, slot: Slot | None) -> tuple[Tensor | None, tuple[KVSlot, Tensor] | None]:
+    def _visible(
+        self, place: Place, slot: Slot | None, shared: KVSlot | None
+    ) -> tuple[Tensor | None, tuple[KVSlot, Tensor] | None]:
+        """What each token of the pass may see (None: those before it there), and where keys and values are."""
+        if isinstance(shared, Earlier) and place.block is not None:
+            asking = place.block if slot is None else None
+            seen_BCS = self._near(place.positions_BC, shared.n_places)
+            return seen_BCS, (shared.of_rows(place.block.rows_A, asking), place.positions_BC)
+        if shared is not None:
+            return None, (shared, place.positions_BC)
         if slot is None or place.block is None:
             return None, None
         where_BC = place.block.places(slot.routed.kv)
-        ages_BCS = where_BC[..., None] - torch.arange(place.block.n_seen, device=place.device)
-        seen_BCS = ages_BCS >= 0 if not self.window else (ages_BCS >= 0) & (ages_BCS < self.window)
+        seen_BCS = self._near(where_BC, place.block.n_seen)
         return seen_BCS, (SlotOfRows(slot.routed.kv, place.block.rows_A, place.block.n_seen), where_BC)
+
+    def _near(self, where_BC: Tensor, n_keys: int) -> Tensor:
+        """Which keys, by place, a query at a place may see, (B, C, S)."""
+        ages_BCS = where_BC[..., None] - torch.arange(n_keys, device=where_BC.device)
+        return ages_BCS >= 0 if not self.window else (ages_BCS >= 0) & (ages_BCS < self.window)
 
 
 class Amygdala(nn.Module):

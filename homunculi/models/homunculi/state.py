@@ -14,6 +14,7 @@ from torch import Tensor
 from ...core.cache import Cache, KVSlot
 from ...core.modulation import Modulation
 from ...parts.gathered import Gathered
+from ...parts.kv_sharing import Earlier
 from ...parts.routers import Span
 from ...parts.routing import RoutedSlot
 from .config import Config
@@ -58,12 +59,14 @@ class Place:
     Attributes:
         block: those that take part; None: all.
         taken_BC: which of its places hold a token; None: all.
-        rotation: rotary tables of their positions.
+        positions_BC: theirs in their sequences; one row if all are alike.
+        rotation: rotary tables of these.
         n_places: C.
     """
 
     block: Gathered | None
     taken_BC: Tensor | None
+    positions_BC: Tensor
     rotation: tuple[Tensor, Tensor]
     n_places: int
     device: torch.device
@@ -103,18 +106,30 @@ class Call:
         mask_BTS: what the first and the last block may see in their caches; None: all earlier positions.
         cache: None: the whole sequence is in this call.
         span: positions, padding, and how many tokens took each pass before.
+        kept: of each layer, the keys and values of the first pass, by position; empty: every pass has its own.
     """
 
     rotation: tuple[Tensor, Tensor]
     mask_BTS: Tensor | None
     cache: Cache | None
     span: Span
+    kept: tuple[KVSlot, ...] = ()
 
     def kv(self, i: int) -> tuple[KVSlot, Tensor] | None:
         return None if self.cache is None else (self.cache.at(i), self.span.positions_BT)
 
     def slot(self, i: int) -> Slot | None:
         return None if self.cache is None else self.cache.at(i)
+
+    def shared_kv(self, k: int, r: int) -> KVSlot | None:
+        """What layer `k` fills in the first pass, or `Earlier` what it left there; None: a pass's own slot, if any."""
+        if not self.kept or (r == 0 and self.cache is not None):
+            return None
+        kv = self.kept[k]
+        if r == 0:
+            return kv
+        n = kv.k_BHLK.shape[2] if self.cache is None else self.cache.longest + self.span.positions_BT.shape[1]
+        return Earlier(kv, n_places=n)
 
 
 @dataclass(frozen=True, slots=True)
