@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 from homunculi.runs.directory import open_run
@@ -23,12 +25,14 @@ from homunculi.runs.directory import open_run
 CURVE = ("step", "tokens", "train/loss", "val/loss", "val/bpb", "perf/tokens_per_s")
 
 
-def run_one(name: str, words: list[str], seed: int, folder: Path) -> dict[str, Any]:
-    """Train in a process of its own; a run that fails says how."""
+def run_one(name: str, words: list[str], seed: int, folder: Path, device: str) -> dict[str, Any]:
+    """Train in a process of its own, which sees one device (empty: all); a run that fails says how."""
     run, started = folder / f"{name}-{seed}", time.monotonic()
     recipe, *own = words
     command = [sys.executable, "-m", "homunculi", "train", recipe, *own, f"seed={seed}", f"data_seed={seed}"]
-    done = subprocess.run([*command, "--run", str(run), "--json"], capture_output=True, text=True, check=False)
+    environment = os.environ | ({"CUDA_VISIBLE_DEVICES": device} if device else {})
+    command += ["--run", str(run), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     found: dict[str, Any] = {"name": name, "recipe": words, "seed": seed, "seconds": time.monotonic() - started}
     if done.returncode:
         return found | {"failed": done.returncode, "said": done.stderr[-2000:]}
@@ -62,7 +66,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sides", nargs="+", help="NAME=RECIPE[;key=value…]")
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--at-once", type=int, default=3)
+    parser.add_argument("--at-once", type=int, default=3, help="runs on a device at the same time")
+    parser.add_argument("--devices", default="", metavar="N,…", help="numbers of the GPUs to use; default: the first")
     parser.add_argument("--out", type=Path, required=True)
     known, common = (sys.argv[1:], []) if "--" not in sys.argv else _cut(sys.argv[1:])
     options = parser.parse_args(known)
@@ -72,10 +77,18 @@ def main() -> int:
             name, _, words = side.partition("=")
             jobs.append((name, [*words.split(";"), *common], seed))
     results: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.at_once) as pool:
-        for found in pool.map(lambda job: _told(run_one(*job, Path(folder))), jobs):
-            results.append(found)
-            options.out.write_text(json.dumps(results) + "\n")
+    free: Queue[str] = Queue()
+    for device in options.devices.split(",") * options.at_once:
+        free.put(device)
+
+    def in_turn(job: tuple[str, list[str], int]) -> None:
+        device = free.get()
+        results.append(_told(run_one(*job, Path(folder), device)))
+        options.out.write_text(json.dumps(results) + "\n")
+        free.put(device)
+
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(free.qsize()) as pool:
+        list(pool.map(in_turn, jobs))
     return 1 if any("failed" in found for found in results) else 0
 
 

@@ -16,7 +16,7 @@ Legend: B batch, T positions of this call, D width, R passes, E depths on offer.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -34,6 +34,13 @@ RouterKind = Literal["threshold", "token_choice", "expert_choice"]
 _SCORE_STD = 0.5  # of the scores of a new router, whose inputs have mean square 1
 
 
+_WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda score_BTE: score_BTE.softmax(-1),
+    "sigmoid": lambda score_BTE: score_BTE.sigmoid(),
+    "centred": lambda score_BTE: 2 * score_BTE.sigmoid(),
+}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoutingOptions:
     """What the routers can be told beside their shares.
@@ -42,7 +49,8 @@ class RoutingOptions:
         threshold_rate: step of a threshold, in deviations of the scores, for a share that is wrong by 1 (threshold).
         gate: of a score s that is above its threshold t, centred: 2σ(s − t), from 1 on; rising: tanh(2 (s − t)), from 0
             on, so that who is just above differs little from who is just below (threshold).
-        depth_weight: whether the weights of the depths on offer compete or stand each by itself (token choice).
+        depth_weight: the weights of the depths on offer compete (softmax) or stand each by itself: sigmoid; centred,
+            twice that, so that a new model's updates have their full size (token choice).
         balance: keep to the shares by a loss, or without one by a bias of the choice (token choice).
         balance_coefficient: of that loss; balance_rate: step of that bias.
         stand_in: what decides in evaluation: the router's own score, taught by a loss beside its main task, or an
@@ -54,7 +62,7 @@ class RoutingOptions:
 
     threshold_rate: float = 0.5
     gate: Literal["centred", "rising"] = "centred"
-    depth_weight: Literal["softmax", "sigmoid"] = "softmax"
+    depth_weight: Literal["softmax", "sigmoid", "centred"] = "softmax"
     balance: Literal["loss", "loss_free"] = "loss"
     balance_coefficient: float = 0.1
     balance_rate: float = 1e-3
@@ -68,7 +76,7 @@ class RoutingOptions:
         check_range("model.routing.capacity_warmup_frac", self.capacity_warmup_frac, low=0.0, high=1.0)
         for name, known in (
             ("gate", ("centred", "rising")),
-            ("depth_weight", ("softmax", "sigmoid")),
+            ("depth_weight", ("softmax", "sigmoid", "centred")),
             ("balance", ("loss", "loss_free")),
             ("stand_in", ("score", "auxiliary")),
         ):
@@ -316,7 +324,7 @@ class TokenChoiceRouter(Router):
     def _planned(self, score_BTE: Tensor, taps: TapPoint) -> Choice:
         here = taps.at(self.first_steps[0])
         score_BTE = here("router.score", score_BTE)
-        weight_BTE = score_BTE.softmax(-1) if self.options.depth_weight == "softmax" else score_BTE.sigmoid()
+        weight_BTE = _WEIGHTS[self.options.depth_weight](score_BTE)
         chosen_BT = (weight_BTE + self.bias_E).argmax(-1)
         stop_BT = taps("control.depth", self.depth_E[chosen_BT])
         index_BT = torch.bucketize(stop_BT, self.depth_E).clamp(max=len(self.depths) - 1)
