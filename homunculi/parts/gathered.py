@@ -199,13 +199,26 @@ class GatheredTaps:
         block: the tokens.
         size: rows and tokens of the call.
         keys_gathered: whether the attended keys are the block's own (else they are shown as they are).
+        present_AC: places at which something is shown, for a block inside this one; None: all that are taken.
     """
 
-    def __init__(self, taps: TapPoint, block: Gathered, size: tuple[int, int], keys_gathered: bool) -> None:
+    def __init__(
+        self,
+        taps: TapPoint,
+        block: Gathered,
+        size: tuple[int, int],
+        keys_gathered: bool,
+        present_AC: Tensor | None = None,
+    ) -> None:
         self.taps, self.block, self.size, self.keys_gathered = taps, block, size, keys_gathered
+        self.present_AC = present_AC
 
     def at(self, step: int) -> GatheredTaps:
-        return GatheredTaps(self.taps.at(step), self.block, self.size, self.keys_gathered)
+        return GatheredTaps(self.taps.at(step), self.block, self.size, self.keys_gathered, self.present_AC)
+
+    def among(self, present_AC: Tensor) -> GatheredTaps:
+        """These taps, told that of the block only some places are shown."""
+        return GatheredTaps(self.taps, self.block, self.size, self.keys_gathered, present_AC)
 
     def wants(self, site: str) -> bool:
         return self.taps.wants(site)
@@ -229,7 +242,11 @@ class GatheredTaps:
     def _told(self) -> TapPoint:
         """The taps, told who takes part where they ask for it."""
         among = getattr(self.taps, "among", None)
-        return self.taps if among is None else among(self._spread(self.block.selection.taken_BC, 1, False))
+        if among is None:
+            return self.taps
+        taken_AC = self.block.selection.taken_BC
+        present_AC = taken_AC if self.present_AC is None else taken_AC & self.present_AC
+        return among(self._spread(present_AC, 1, False))
 
     def _spread(self, tensor: Tensor, axis: int, fill: float) -> Tensor:
         """Axis `axis` from places to positions; empty places end in one position more, which is cut off."""

@@ -353,12 +353,14 @@ class TokenChoiceRouter(Router):
             self.bias_E.add_(missing_E.sign(), alpha=self.options.balance_rate)
 
 
-def seated(wants_BT: Tensor, quota_BT: Tensor, before_B: Tensor | None, here: TapPoint) -> tuple[Tensor, Tensor]:
+def seated(
+    wants_BT: Tensor, quota_BT: Tensor, before_B: Tensor | None, here: TapPoint, site: str = "router.taking"
+) -> tuple[Tensor, Tensor]:
     """Who takes part and the running count. Whom a tap adds needs a place like everybody else."""
     count_BT = admit(wants_BT, quota_BT, before_B)
     taking_BT = _rises(count_BT, before_B)
-    if here.wants("router.taking"):
-        count_BT = admit(here("router.taking", taking_BT), quota_BT, before_B)
+    if here.wants(site):
+        count_BT = admit(here(site, taking_BT), quota_BT, before_B)
         taking_BT = _rises(count_BT, before_B)
     return taking_BT, count_BT
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from homunculi.core.taps import Recording
 from homunculi.errors import InputError
+from homunculi.experiments.certify import certify
 from homunculi.models.homunculi import EFFECTS, KAPPA, REGIONS, SIGNALS, Config, Homunculi
 from homunculi.models.mor import Config as MoRConfig
 from homunculi.models.mor import MoR
@@ -200,11 +201,123 @@ def test_shared_keys_cost_less_cache_and_no_keys_in_later_passes() -> None:
     assert "steps.1.attn.k" in names and not {"steps.2.attn.k", "steps.3.attn.v"} & names
 
 
-@pytest.mark.parametrize("fields", [{"kv": "shared"}], ids=str)
+BOTH = ("memory", "experts")
+
+
+@pytest.mark.parametrize(("tap", "levels"), [("*amygdala.salience", (0.0, 1.0)), ("*prefrontal.state", (-1.0, 1.0))])
+def test_which_way_a_token_goes_follows_salience_and_plan(tap: str, levels: tuple[float, float]) -> None:
+    model = make(paths=BOTH, noise=0.2, capacities=(1.0, 1.0, 1.0))
+    low, high = (
+        record(model, ids(), others={tap: lambda t, name, level=level: torch.full_like(t, level)}) for level in levels
+    )
+    for path in BOTH:
+        for r in (1, 2, 3) if path == "experts" or "salience" in tap else (2, 3):  # no plan before the first pass
+            site = f"steps.{r}.paths.{path}"
+            assert not torch.allclose(low[f"{site}.score"], high[f"{site}.score"], atol=1e-3), site
+            assert not torch.equal(low[f"{site}.taking"], high[f"{site}.taking"]), site
+    if "salience" in tap:
+        assert (high["steps.1.paths.memory.score"] > low["steps.1.paths.memory.score"]).all()
+
+
+def test_who_goes_past_memory_or_experts_is_not_computed_there() -> None:
+    model = make(paths=BOTH, noise=0.2, path_share=0.4, burst=0)
+    seen = record(model, ids())
+    for r in (1, 2, 3):
+        for path, shown in (("memory", ("memory.out", "memory.write")), ("experts", ("experts.out", "experts.logits"))):
+            through_BT = seen[f"steps.{r}.paths.{path}.taking"]
+            assert 0 < through_BT.float().mean() < 0.5
+            assert all(not seen[f"steps.{r}.{name}"][~through_BT].any() for name in shown)
+            assert all(seen[f"steps.{r}.{name}"][through_BT].any(-1).all() for name in shown)
+    plain = make(noise=0.2, burst=0)
+    assert model.budget().flops_per_token < 0.9 * plain.budget().flops_per_token
+
+
+def test_who_goes_past_the_memory_leaves_no_trace_in_it() -> None:
+    """One pass, no window, first and last block without attention: the past is heard through the memory alone."""
+    model = make(paths=("memory",), n_passes=1, window=1, signals=(), regions=("temporal",), noise=0.2)
+    for block in (model.first, model.last):
+        torch.nn.init.zeros_(block.attn.o.weight)
+
+    def only(place: int | None) -> Any:
+        def write(taking: Tensor, name: str) -> Tensor:
+            chosen = torch.zeros_like(taking)
+            chosen[:, [20] if place is None else [place, 20]] = True
+            return chosen
+
+        return {"steps.1.paths.memory.taking": write}
+
+    changed = ids().clone()
+    changed[:, 3] = (changed[:, 3] + 1) % 31
+    for place, heard in ((3, True), (None, False)):
+        before, after = (model(t, Recording(others=only(place))).logits[:, 4:] for t in (ids(), changed))
+        moved_T = (before - after).abs().amax((0, 2)) > 1e-7
+        assert moved_T[20 - 4].item() is heard
+        assert moved_T.sum() == int(heard), "tokens that go past the memory read from it"
+
+
+def test_paths_hold_their_shares_and_learn() -> None:
+    model = make(paths=BOTH, path_share=0.3)
+    config = RunConfig(model=model.config, steps=60, lr=1e-3, compile="off", train=TrainConfig())
+    updater = Updater(model, config, None, World(), torch.device("cpu"), pytest.fail)
+    before = {name: p.detach().clone() for name, p in model.paths.named_parameters()}
+    batch = ids(8, 25)
+    for step in range(1, 41):
+        updater.update(step, [batch], stop=False)
+    found = TrainingLoss(model.train())(batch).statistics
+    assert all(0.2 < found[f"wanting_{path}"] < 0.4 for path in BOTH)
+    assert not [name for name, p in model.paths.named_parameters() if torch.equal(p, before[name])]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"router": "token_choice", "kv": "shared"},
+        {"paths": ("memory",), "regions": ("temporal",), "path_share": 0.2},
+    ],
+    ids=str,
+)
+def test_paths_are_causal_and_decode_exactly(fields: dict[str, Any]) -> None:
+    model = make(**({"paths": BOTH, "path_share": 0.5, "burst": 1, "n_passes": 2} | fields))
+    found = certify(model, 31, 24, trial_seconds=0)
+    assert found.causal and found.causal_in_training and not found.failed
+
+
+def test_listeners_inside_a_path_are_told_who_goes_through() -> None:
+    class Told(Recording):
+        said: ClassVar[list[Tensor]] = []
+
+        def at(self, step: int) -> Told:
+            return Told(f"steps.{step}.memory.out")
+
+        def wants(self, site: str) -> bool:
+            return site in ("memory.out", "paths.memory.taking")
+
+        def among(self, present_BT: Tensor) -> Told:
+            self.said.append(present_BT)
+            return self
+
+    model = make(paths=("memory",), path_share=0.4, noise=0.2)
+    seen = record(model, ids())
+    model(ids(), Told())
+    for r in (1, 2, 3):
+        assert any(torch.equal(said, seen[f"steps.{r}.paths.memory.taking"]) for said in Told.said), r
+
+
+def test_nobody_going_through_is_skipped_while_decoding() -> None:
+    model = make(paths=BOTH, noise=0.1)
+    with torch.no_grad():
+        for path in BOTH:
+            model.paths[path].threshold_R.fill_(1e9)  # type: ignore[operator, union-attr]
+    seen = Recording("*")
+    model(ids(2, 1), seen, cache=model.new_cache(2, 24))
+    assert "steps.1.attn.out" in seen.seen and not {"steps.1.memory.out", "steps.1.experts.out"} & set(seen)
+
+
+@pytest.mark.parametrize("fields", [{"kv": "shared"}, {"paths": BOTH}], ids=str)
 def test_options_compile_in_one_graph(fields: dict[str, Any]) -> None:
     """Traced whole, forward and loss: a value that the host would have to see would break the graph."""
     torch._dynamo.reset()
-    loss_of = TrainingLoss(make(**fields).train())
+    loss_of = TrainingLoss(make(**fields, n_passes=2).train())
     compiled = torch.compile(loss_of, backend="eager", fullgraph=True, dynamic=False)
     tokens = ids(2, 25)
     assert compiled(tokens).cross_entropy.item() == pytest.approx(loss_of(tokens).cross_entropy.item(), rel=1e-5)
@@ -290,6 +403,11 @@ def test_rows_that_nobody_takes_further_are_skipped_while_decoding() -> None:
         ({"window": -1}, "model.window"),
         ({"router": "oracle"}, "model.router"),
         ({"kv": "first"}, "model.kv"),
+        ({"paths": ("attention",)}, "model.paths: attention"),
+        ({"paths": ("memory", "memory")}, "model.paths"),
+        ({"paths": ("experts",), "regions": ("temporal",)}, "model.paths: experts belongs to neocortex"),
+        ({"paths": ("memory",), "path_share": 1.0}, "model.path_share"),
+        ({"path_share": 0.0}, "model.path_share"),
     ],
 )
 def test_impossible_settings_are_refused_by_field(fields: dict[str, Any], message: str) -> None:

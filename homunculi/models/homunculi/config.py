@@ -24,6 +24,8 @@ EFFECTS = {
     "patience": "serotonin",
 }
 KAPPA = 0.5
+# What a token may go past in a pass, and the region it belongs to.
+PATHS = {"memory": "temporal", "experts": "neocortex"}
 # Regions whose output dopamine scales, and with it how fast they learn.
 GAINED = ("temporal", "prefrontal", "neocortex")
 ROUTERS: dict[str, Callable[..., Router]] = {
@@ -56,6 +58,8 @@ class Config:
             temporal lobe's attention then sees to the beginning and has no memory, the neocortex is one feed-forward
             part of width d_mlp).
         signals: of the packet; empty: no packet.
+        paths: what a token may go past in a pass, "memory" and "experts"; path_share: of the tokens of a pass, those
+            that go through each of them.
         filled: regions left out, or "packet", whose parameters a plain feed-forward part makes up for.
         forecast: what the amygdala learns to foresee: a token's loss, how much of it later passes remove, or nothing.
         forecast_weight, homeostasis: factors of the two losses.
@@ -82,6 +86,8 @@ class Config:
     packet_width: int = 32
     regions: tuple[str, ...] = REGIONS
     signals: tuple[str, ...] = SIGNALS
+    paths: tuple[str, ...] = ()
+    path_share: float = 0.75
     filled: tuple[str, ...] = ()
     forecast: Literal["surprise", "reducible", "none"] = "surprise"
     forecast_weight: float = 0.1
@@ -104,6 +110,15 @@ class Config:
         check_range("model.n_active", self.n_active, high=self.n_experts)
         _check_names("regions", self.regions, REGIONS)
         _check_names("signals", self.signals, SIGNALS)
+        _check_names("paths", self.paths, tuple(PATHS))
+        for name in self.paths:
+            if not self.has(PATHS[name]):
+                raise InputError(f"model.paths: {name} belongs to {PATHS[name]}, which model.regions leaves out")
+        check_range("model.path_share", self.path_share, above=0)
+        if not self.path_share < 1:
+            raise InputError(
+                f"model.path_share: {self.path_share} lets nobody past; set it below 1 or empty model.paths"
+            )
         _check_names("filled", self.filled, (*REGIONS, "packet"))
         for name in self.filled:
             if name in self.regions or (name == "packet" and self.signals):
@@ -165,11 +180,14 @@ VARIANTS: tuple[dict[str, Any], ...] = (
         "n_experts": 3,
         "n_active": 1,
     },
+    {"n_heads": 2, "n_passes": 2, "paths": ("memory", "experts"), "path_share": 0.5, "burst": 1, "n_experts": 4},
 )
 
 
 def _region(name: str, neutral: dict[str, float], shuffled: tuple[str, ...] | None = None, note: str = "") -> Part:
     left: dict[str, Any] = {"regions": without("regions", name)}
+    if name in PATHS.values():
+        left["paths"] = without("paths", *(path for path, region in PATHS.items() if region == name))
     return Part(name, left, left | {"filled": including("filled", name)}, neutral, shuffled, note=note)
 
 
@@ -198,6 +216,13 @@ PARTS = (
         when=lambda config: config.has("amygdala") and config.forecast != "none",
     ),
     Part("shared_keys", {"kv": "per_pass"}),
+    Part(
+        "paths",
+        {"paths": ()},
+        neutral={"steps.*.paths.*.gate": 1.0},
+        shuffled=("steps.*.paths.*.score",),
+        note="without it every token of a pass goes through memory and experts, which costs more FLOPs",
+    ),
     Part(
         "router",
         {"capacities": lambda config: (1.0,) * config.n_passes},

@@ -50,18 +50,27 @@ def budget_of(model: Homunculi, context: int | None) -> Budget:
 def pass_cost(model: Homunculi, n_places: int) -> tuple[float, float]:
     """Of a token that takes a pass: parameters that multiply it, and FLOPs of attention and memory."""
     config = model.config
-    inside = sum(_maps(part) for part in (model.amygdala, model.prefrontal, model.filler) if part is not None)
+    everybody: Any = (model.amygdala, model.prefrontal, model.filler, model.paths)
+    inside = float(sum(_maps(part) for part in everybody if part is not None))
+    n_bound, n_answered = (_through(model, name, n_places) for name in ("memory", "experts"))
     attended = 0.0
     layers: Any = zip(model.temporal, model.neocortex, strict=True)
     for temporal, neocortex in layers:
-        inside += _maps(temporal.attn) + _maps(neocortex)
+        inside += _maps(temporal.attn) + n_answered / n_places * _maps(neocortex)
         attended += window_flops(n_places, config.d_model, temporal.window)
         if temporal.memory is not None:
-            inside += _maps(temporal.memory)
-            attended += temporal.memory.flops_per_token(n_places) - 2 * _maps(temporal.memory)
+            of_each, maps = temporal.memory.flops_per_token(n_bound), _maps(temporal.memory)
+            inside += n_bound / n_places * maps
+            attended += n_bound / n_places * (of_each - 2 * maps)
         if neocortex.experts is not None:
-            inside += neocortex.experts.active_parameters
+            inside += n_answered / n_places * neocortex.experts.active_parameters
     return inside, attended
+
+
+def _through(model: Homunculi, name: str, n_places: int) -> int:
+    """Places of those who go through a region, of a pass with so many places."""
+    paths: Any = model.paths
+    return paths[name].places(n_places) if name in model.config.paths else n_places
 
 
 def _rereading(model: Homunculi, n_places: int, n_tokens: int) -> float:

@@ -70,6 +70,9 @@ def count(
         gains = [p.levels[f"gain_{name}"].float().mean() for p in passed if f"gain_{name}" in p.levels]
         if gains:
             found[f"gain_{name}"] = torch.stack(gains).mean()
+    paths: Any = model.paths
+    for name in model.config.paths:
+        found |= paths[name].statistics([p.paths[name] for p in passed])
     for k in range(model.config.n_shared):
         loads = [p.loads[k] for p in passed if len(p.loads) > k]
         if loads:
@@ -88,6 +91,9 @@ def follow(model: Homunculi, statistics: dict[str, Tensor]) -> None:
     for g, name in enumerate(GAINED):
         if f"gain_{name}" in statistics:
             model.dopamine_G[g].lerp_(statistics[f"gain_{name}"].to(model.dopamine_G), 0.01)
+    paths: Any = model.paths
+    for name in model.config.paths:
+        paths[name].follow(statistics)
     answering: Any = model.neocortex
     for k, neocortex in enumerate(answering):
         if neocortex.experts is not None and f"load_{k}" in statistics:

@@ -33,6 +33,7 @@ from ..registry import architecture
 from .config import EFFECTS, GAINED, PARTS, ROUTERS, VARIANTS, Config
 from .costs import budget_of, count_filled
 from .learning import count, follow, foresee, loss_terms
+from .paths import PathRouter
 from .regions import Amygdala, Neocortex, Packet, Prefrontal, Temporal, feel, scaled
 from .state import Call, Felt, Mind, Passed, Place, Slot
 
@@ -68,6 +69,7 @@ class Homunculi(LanguageModel):
         routed = len(self.router.routed)
         routed = 1 if routed and config.router == "token_choice" else routed
         self.alarm_R = nn.Parameter(torch.ones(routed)) if self.amygdala is not None and routed else None
+        self.paths = nn.ModuleDict({name: PathRouter(config, name) for name in config.paths})
         self.filler = self._filler()
         self.filler_norm = None if self.filler is None else RMSNorm(d)
         self.norm = RMSNorm(d)
@@ -96,7 +98,9 @@ class Homunculi(LanguageModel):
                     nn.init.normal_(out_MD, std=(self.config.expert_width * depth) ** -0.5)
         if self.untied is not None:
             nn.init.normal_(self.untied.weight, std=0.02)
-        self.router.init_weights()
+        deciding: Any = [self.router, *self.paths.values()]
+        for router in deciding:
+            router.init_weights()
         silent = [self.packet.out] if self.packet is not None else []
         silent += [self.prefrontal.plan, self.prefrontal.gates] if self.prefrontal is not None else []
         for module in silent:
@@ -212,7 +216,7 @@ class Homunculi(LanguageModel):
         device = mind.x_BTD.device
         if call.cache is None or call.span.counts is None:
             if choice.count_BT is None:
-                return Place(None, None, call.span.positions_BT, call.rotation, T, device)
+                return Place(None, None, call.span.positions_BT, call.rotation, T, r, device)
             block: Gathered | None = gather(choice.count_BT, self.router.places(r, T))
         else:
             before_B, count_BT = self._slot(call, r).routed.count_B, choice.count_BT
@@ -224,7 +228,7 @@ class Homunculi(LanguageModel):
             return None
         positions_BC = block.take_numbers(call.span.positions_BT.expand(B, T))
         rotation = self.rope.at(positions_BC, self._dtype)
-        return Place(block, block.selection.taken_BC, positions_BC, rotation, positions_BC.shape[1], device)
+        return Place(block, block.selection.taken_BC, positions_BC, rotation, positions_BC.shape[1], r, device)
 
     def _slot(self, call: Call, r: int) -> Any:
         return call.slot(self.first_steps[r])
@@ -239,7 +243,7 @@ class Homunculi(LanguageModel):
         place = self._place(choice, r, call, mind)
         mind.took_BT = mind.took_BT if choice.taking_BT is None else choice.taking_BT
         if place is None:
-            return Passed(mind.x_BTD, None, [], {})
+            return Passed(mind.x_BTD, None, [], {}, {})
         felt = feel(self.packet, mind, levels, place)
         start_BCD = y_BCD = place.pick(mind.x_BTD)
         forecast, loads = None, []
@@ -247,10 +251,13 @@ class Homunculi(LanguageModel):
             i = self.first_steps[r] + k
             here = self._taps(taps.at(i), place, mind, call, own_keys=r == 0 or not self._shares_kv)
             y_BCD = here("resid_pre", y_BCD)
+            if k == 0:
+                felt = self._send("memory", y_BCD, mind, place, felt, call, here)
             bound_BCD = self.temporal[k](y_BCD, place, felt, here, call.slot(i), call.shared_kv(k, r))
             y_BCD = y_BCD + scaled(bound_BCD, felt.gains["temporal"])
             if k == 0:
                 y_BCD, felt, forecast = self._reflect(mind, y_BCD, context, place, felt, r, here)
+                felt = self._send("experts", y_BCD, mind, place, felt, call, here)
             y_BCD = here("resid_mid", y_BCD)
             out_BCD, load_E = self.neocortex[k](y_BCD, place, felt, here)
             y_BCD = here("resid_post", y_BCD + scaled(out_BCD, felt.gains["neocortex"]))
@@ -263,7 +270,15 @@ class Homunculi(LanguageModel):
                 change_BCD = place.pick(choice.gate_BT[..., None]) * change_BCD
             mind.x_BTD = place.add(mind.x_BTD, change_BCD)
         gains = {f"gain_{name}": gain for name, gain in felt.gains.items() if gain is not None}
-        return Passed(mind.x_BTD, forecast, loads, levels | gains)
+        return Passed(mind.x_BTD, forecast, loads, levels | gains, felt.paths)
+
+    def _send(self, name: str, y_BCD: Tensor, mind: Mind, place: Place, felt: Felt, call: Call, taps: TapPoint) -> Felt:
+        """With the choice of who goes through a region, where it can be gone past."""
+        if name not in self.config.paths:
+            return felt
+        plan_BCP, slot = place.picked(mind.plan_BTP), self._slot(call, place.r)
+        path = self.paths[name](y_BCD, felt.salience_BC1, plan_BCP, place, slot, taps)
+        return replace(felt, paths={**felt.paths, name: path})
 
     def _taps(self, taps: TapPoint, place: Place, mind: Mind, call: Call, own_keys: bool) -> TapPoint:
         """Taps that show gathered tensors at full length; `own_keys`: the pass attends to its own."""

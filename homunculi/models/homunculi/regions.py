@@ -14,6 +14,7 @@ from ...core.modulation import Modulation
 from ...core.taps import NO_TAPS, TapPoint
 from ...parts import one_token
 from ...parts.experts import Experts
+from ...parts.gathered import GatheredTaps
 from ...parts.kv_sharing import Attention, Earlier
 from ...parts.linear import Linear
 from ...parts.memory import AssociativeMemory, running_sum
@@ -51,15 +52,44 @@ class Temporal(nn.Module):
         y_BCD = self.attn(n_BCD, place.rotation, taps, mask_BCS, cache, felt.signals.precision)
         if self.memory is None:
             return y_BCD
-        write = None if felt.salience_BC1 is None else 2 * felt.salience_BC1
-        if slot is not None and one_token.fits(n_BCD, n_BCD.shape[1]):
+        if slot is not None and "memory" not in felt.paths and one_token.fits(n_BCD, n_BCD.shape[1]):
             rows_A = None if place.block is None else place.block.rows_A
-            return y_BCD + self.memory.remember(n_BCD, write, felt.open_heads_BCH, taps, slot.memory_BHKK, rows_A)
-        before = None if slot is None else place.rows(slot.memory_BHKK)
-        bound_BCD, after = self.memory(n_BCD, write, felt.open_heads_BCH, taps, place.taken_BC, before)
-        if slot is not None:
-            place.write_rows(slot.memory_BHKK, after)
-        return y_BCD + bound_BCD
+            return y_BCD + self.memory.remember(
+                n_BCD, _write(felt), felt.open_heads_BCH, taps, slot.memory_BHKK, rows_A
+            )
+        state_BHKK = None if slot is None else place.rows(slot.memory_BHKK)
+        if "memory" in felt.paths:
+            y_BCD, after_BHKK = self._bind_some(n_BCD, y_BCD, felt, taps, state_BHKK)
+        else:
+            bound_BCD, after_BHKK = self._bind(n_BCD, felt, taps, place.taken_BC, state_BHKK)
+            y_BCD = y_BCD + bound_BCD
+        if slot is not None and after_BHKK is not None:
+            place.write_rows(slot.memory_BHKK, after_BHKK)
+        return y_BCD
+
+    def _bind(
+        self, n_BCD: Tensor, felt: Felt, taps: TapPoint, taken_BC: Tensor | None, state_BHKK: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """What the memory says, and what it holds afterwards."""
+        assert self.memory is not None
+        return self.memory(n_BCD, _write(felt), felt.open_heads_BCH, taps, taken_BC, state_BHKK)
+
+    def _bind_some(
+        self, n_BCD: Tensor, y_BCD: Tensor, felt: Felt, taps: TapPoint, state_BHKK: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `_bind`, of those who go through: `y_BCD` with what it says to them."""
+        path = felt.paths["memory"]
+        block = path.block
+        if block is None:
+            return y_BCD, None
+        inside = GatheredTaps(taps, block, (n_BCD.shape[0], n_BCD.shape[1]), True)
+        state = None if state_BHKK is None else block.rows(state_BHKK)
+        taken_BC = block.selection.taken_BC
+        bound_BCD, after_BHKK = self._bind(block.take(n_BCD), felt.on(block), inside, taken_BC, state)
+        y_BCD = block.put_sum(y_BCD, block.take(path.gate_BC1) * bound_BCD)
+        if state_BHKK is not None and block.rows_A is not None:
+            after_BHKK = state_BHKK.index_copy(0, block.rows_A, after_BHKK)
+        return y_BCD, after_BHKK
 
     def _visible(
         self, place: Place, slot: Slot | None, shared: KVSlot | None
@@ -205,7 +235,20 @@ class Neocortex(nn.Module):
             self.plain = feed_forward(d, config.hidden, "swiglu")
 
     def forward(self, y_BCD: Tensor, place: Place, felt: Felt, taps: TapPoint) -> tuple[Tensor, Tensor | None]:
-        """The answer (B, C, D), and the load of each expert before inhibition (E)."""
+        """The answer (B, C, D), 0 to those who go past the experts, and the load of each expert before inhibition."""
+        if "experts" not in felt.paths:
+            return self._answer(y_BCD, place.taken_BC, felt, taps)
+        path = felt.paths["experts"]
+        block, nothing_BCD = path.block, torch.zeros_like(y_BCD)
+        if block is None:
+            return nothing_BCD, None
+        inside = GatheredTaps(taps, block, (y_BCD.shape[0], y_BCD.shape[1]), True)
+        out_BCD, load_E = self._answer(block.take(y_BCD), block.selection.taken_BC, felt.on(block), inside)
+        return block.put_sum(nothing_BCD, block.take(path.gate_BC1) * out_BCD), load_E
+
+    def _answer(
+        self, y_BCD: Tensor, taken_BC: Tensor | None, felt: Felt, taps: TapPoint
+    ) -> tuple[Tensor, Tensor | None]:
         n_BCD = self.norm(y_BCD)
         if self.experts is None:
             return self.plain(n_BCD, taps), None
@@ -218,10 +261,10 @@ class Neocortex(nn.Module):
         if felt.signals.router_temperature is not None:
             logits_BCE = logits_BCE / felt.signals.router_temperature
         logits_BCE = taps("experts.logits", logits_BCE)
-        out_BCD, _ = self.experts(n_BCD, logits_BCE, taps, place.taken_BC)
+        out_BCD, _ = self.experts(n_BCD, logits_BCE, taps, taken_BC)
         with torch.no_grad():
             wanted = self.experts.choose(wanted_BCE, NO_TAPS)
-            return out_BCD, self.experts.load(wanted.indices_BCA, place.taken_BC)
+            return out_BCD, self.experts.load(wanted.indices_BCA, taken_BC)
 
 
 class Packet(nn.Module):
@@ -287,3 +330,8 @@ def feel(packet: Packet | None, mind: Mind, levels: dict[str, Tensor], place: Pl
 
 def scaled(x: Tensor, gain: Tensor | None) -> Tensor:
     return x if gain is None else gain * x
+
+
+def _write(felt: Felt) -> Tensor | None:
+    """How hard a token writes: the more salient, the harder."""
+    return None if felt.salience_BC1 is None else 2 * felt.salience_BC1

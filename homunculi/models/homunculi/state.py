@@ -6,7 +6,7 @@ summary, E experts, R passes, N sampled positions, V vocabulary; a trailing 1 is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -29,12 +29,14 @@ class Slot:
         memory_BHKK: the associative memory.
         summary_BQ: sum and number of the packet's readings; without columns where another step of the pass holds it.
         plan_BP: the decaying mean of plans, likewise.
+        through_BN: how many tokens of the pass went through each path, likewise.
     """
 
     routed: RoutedSlot
     memory_BHKK: Tensor
     summary_BQ: Tensor
     plan_BP: Tensor
+    through_BN: Tensor
 
     @classmethod
     def empty(
@@ -49,7 +51,9 @@ class Slot:
             (config.packet_width + 1 if speaks and config.signals else 0,),
             (config.plan_width if speaks else 0,),
         )
-        return cls(routed, *(torch.zeros(n_rows, *size, dtype=wide, device=device) for size in sizes))
+        memory, summary, plan = (torch.zeros(n_rows, *size, dtype=wide, device=device) for size in sizes)
+        through = torch.zeros(n_rows, len(config.paths) if speaks else 0, dtype=torch.long, device=device)
+        return cls(routed, memory, summary, plan, through)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,7 @@ class Place:
         positions_BC: theirs in their sequences; one row if all are alike.
         rotation: rotary tables of these.
         n_places: C.
+        r: number of the pass.
     """
 
     block: Gathered | None
@@ -69,7 +74,12 @@ class Place:
     positions_BC: Tensor
     rotation: tuple[Tensor, Tensor]
     n_places: int
+    r: int
     device: torch.device
+
+    def ranks(self) -> Tensor:
+        """Of each place how many took the pass up to and with it, earlier calls included; it never falls."""
+        return self.positions_BC + 1 if self.block is None else self.block.selection.count_BC.cummax(1).values
 
     def pick(self, x_BTD: Tensor) -> Tensor:
         return x_BTD if self.block is None else self.block.take(x_BTD)
@@ -95,6 +105,24 @@ class Place:
             state.copy_(new.detach())
         else:
             state.index_copy_(0, self.block.rows_A, new.detach())
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """Those of a pass who go through a region, and what was chosen by.
+
+    Attributes:
+        block: them, among the places of the pass; None: while decoding, nobody does.
+        gate_BC1: weight of what the region says to a token.
+        score_BC, wants_BC: who wanted to, and by what score.
+        present_BC: which places of the pass hold a token; None: all.
+    """
+
+    block: Gathered | None
+    gate_BC1: Tensor
+    score_BC: Tensor
+    wants_BC: Tensor
+    present_BC: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,23 +169,35 @@ class Passed:
         forecast_BC1: the amygdala's; None without one.
         loads: of the experts of each layer, (E).
         levels: signals and gains by name.
+        paths: who went through what, by name.
     """
 
     x_BTD: Tensor
     forecast_BC1: Tensor | None
     loads: list[Tensor]
     levels: dict[str, Tensor]
+    paths: dict[str, Path]
 
 
 @dataclass(frozen=True, slots=True)
 class Felt:
-    """What a token feels in a pass: the packet's influence, its salience, and what is inhibited."""
+    """What a token feels in a pass: the packet's influence, its salience, what is inhibited, and where it goes."""
 
     gains: dict[str, Tensor | None]
     signals: Modulation
     salience_BC1: Tensor | None = None
     open_experts_BCE: Tensor | None = None
     open_heads_BCH: Tensor | None = None
+    paths: dict[str, Path] = field(default_factory=dict)
+
+    def on(self, block: Gathered) -> Felt:
+        """Of some of the tokens, gathered: what they feel inside a region."""
+
+        def take(x_BCD: Tensor | None) -> Tensor | None:
+            return None if x_BCD is None else block.take(x_BCD)
+
+        signals = replace(self.signals, router_temperature=take(self.signals.router_temperature))
+        return Felt({}, signals, take(self.salience_BC1), take(self.open_experts_BCE), take(self.open_heads_BCH))
 
 
 @dataclass(slots=True)
