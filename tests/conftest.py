@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,10 +23,11 @@ SKIPS = {
 
 @pytest.fixture(autouse=True)
 def private_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep caches and runs of a test away from the person's own."""
+    """Keep caches, certificates and runs of a test away from the person's own and from those of other tests."""
     folder = tmp_path_factory.getbasetemp() / "home"
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
+    monkeypatch.setenv("HOMUNCULI_CERTIFICATES", str(folder / "certificates" / secrets.token_hex(8)))
     monkeypatch.delenv("HOMUNCULI_RUNS", raising=False)
     monkeypatch.setenv("NO_COLOR", "1")
 

@@ -42,6 +42,9 @@ def claims(
     export: Annotated[
         Path | None, typer.Option(help="Store a comparison that exists as the result of ID, and run nothing.")
     ] = None,
+    certify_only: Annotated[
+        bool, typer.Option("--certify-only", help="Make the certificates of all sides, keep them, and train nothing.")
+    ] = False,
     show: Annotated[bool, typer.Option("--show", help="All about each ID; run nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -68,7 +71,10 @@ def claims(
         size, rest = _size(common)
         options = {"results": where, "size": size, "common": tuple(rest), "sides": _names(sides), "factors": factors}
         options |= {"seeds": seeds, "first_seed": first_seed, "at_once": at_once, "device": device}
-        ran = [_run({"claim": one, "folder": folder, "baselines": baselines} | options) for one in chosen]
+        options |= {"folder": folder, "baselines": baselines}
+        if certify_only:
+            return _certify([{"claim": one} | options for one in chosen], as_json)
+        ran = [_run({"claim": one} | options) for one in chosen]
     _print(rows(chosen, where), as_json, details=show)
     _complain(ran)
 
@@ -100,15 +106,25 @@ def _store(claim: Claim, folder: Path, results: Path) -> None:
 
 def _run(fields: dict[str, Any]) -> Ran:
     """Run one claim, with progress on stderr."""
-    from homunculi.cli.compare import Board, wanted_sides
+    from homunculi.cli.compare import open_board, wanted_sides
     from homunculi.experiments.claims import running
 
     asked: Asked = running.Asked(**fields)
-    board = Board()
-    try:
+    with open_board() as board:
         return running.run(asked, lambda words: wanted_sides(words, None), board)
-    finally:
-        board.close()
+
+
+def _certify(asked: Sequence[dict[str, Any]], as_json: bool) -> None:
+    """The certificates of all sides of some claims."""
+    from homunculi.cli.compare import open_board, tell_certificates, wanted_sides
+    from homunculi.experiments.claims import running
+
+    sides = []
+    with open_board() as board:
+        for fields in asked:
+            found = running.certify(running.Asked(**fields), lambda words: wanted_sides(words, None), board)
+            sides += [(f"{fields['claim'].id} {name}", side) for name, side in found]
+    tell_certificates(sides, as_json)
 
 
 def _print(rows: Sequence[Row], as_json: bool, *, details: bool) -> None:

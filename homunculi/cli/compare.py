@@ -6,6 +6,8 @@ import json
 import re
 import shlex
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +16,7 @@ import typer
 
 if TYPE_CHECKING:
     from homunculi.experiments.compare import Wanted
-    from homunculi.experiments.comparison import Comparison
+    from homunculi.experiments.comparison import Comparison, Side
     from homunculi.experiments.fleet import JobState
 
 
@@ -43,10 +45,13 @@ def compare(
     ] = None,
     folder: Annotated[Path | None, typer.Option(help="Of the comparison; alone, it goes on.")] = None,
     on: Annotated[str, typer.Option(help="Where runs go: local; ray.")] = "local",
+    certify_only: Annotated[
+        bool, typer.Option("--certify-only", help="Make the certificates of all sides, keep them, and train nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     from homunculi.errors import InputError
-    from homunculi.experiments.compare import Request
+    from homunculi.experiments.compare import Request, certify_sides
     from homunculi.experiments.compare import compare as carry_out
 
     _check_place(on)
@@ -63,12 +68,49 @@ def compare(
         folder=folder,
         command=_command(words),
     )
+    with open_board() as board:
+        if certify_only:
+            sides = certify_sides(request, board)
+        else:
+            comparison = carry_out(request, board)
+    if certify_only:
+        tell_certificates([(side.name, side) for side in sides], as_json)
+    else:
+        _finish(comparison, as_json)
+
+
+@contextmanager
+def open_board() -> Iterator[Board]:
+    """A board that is closed afterwards."""
     board = Board()
     try:
-        comparison = carry_out(request, board)
+        yield board
     finally:
         board.close()
-    _finish(comparison, as_json)
+
+
+def tell_certificates(sides: Sequence[tuple[str, Side]], as_json: bool) -> None:
+    """Print which sides are certified, and where that is kept.
+
+    Raises:
+        CheckFailed: one is not causal.
+    """
+    from homunculi.cli.terminal import print_result
+    from homunculi.errors import CheckFailed
+    from homunculi.experiments.certifying import path_of
+
+    kept = {name: path_of((side.certificate or {})["key"]) for name, side in sides}
+    if as_json:
+        rows = [
+            {"side": name, "causal": side.ranked, "reason": side.refusal, "certificate": str(kept[name])}
+            for name, side in sides
+        ]
+        print_result(json.dumps({"certificates": rows}))
+    else:
+        for name, side in sides:
+            print_result(f"{name}: {side.refusal or 'causal'} ({kept[name]})")
+    if refused := next((f"{name}: {side.refusal}" for name, side in sides if side.refusal), None):
+        raise CheckFailed(refused)
 
 
 def _check_place(on: str) -> None:

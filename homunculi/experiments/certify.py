@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
@@ -37,19 +37,20 @@ from homunculi.experiments.invariance import (
     check_neutral_start,
     check_state,
 )
-from homunculi.experiments.leaks import LeakSearch
+from homunculi.experiments.leaks import SETTLED_SECONDS, LeakSearch
 from homunculi.experiments.margins import check_hard_choices
 from homunculi.experiments.subject import Subject, first_line, prepared, same_random_state
 from homunculi.experiments.trial import check_random_tokens
 from homunculi.models import build, get
 
-__all__ = ["Certificate", "Check", "certify", "certify_architecture"]
+__all__ = ["Certificate", "Check", "certify", "certify_architecture", "certify_longer"]
 
 SECONDS = 30.0  # what a certificate should take without the trial
 TRIAL_SECONDS = 45.0  # what training in the random-token trial may take
 WHOLE_SECONDS = 90.0  # after which the trial, which comes last, is held to LEAST_TRIAL_SECONDS
 LEAST_TRIAL_SECONDS = 10.0
 PREFIX_SECONDS = 4.0  # what prefixes may take in each mode
+LONGER_SECONDS = 2.0  # the same, and what cuts may take that reading has settled, in rows longer than certified before
 READING_SECONDS = 18.0
 MOST_EDITS = 10
 SLOW = 0.2  # seconds of a forward from which on less is asked
@@ -136,6 +137,34 @@ def certify(
     return Certificate(causal, trains, checks, _budget(model, context), tuple(notes), tuple(session.leaks))
 
 
+def certify_longer(
+    model: Callable[..., Any], vocab_size: int, context: int, known: int, *, seed: int = 0
+) -> Certificate:
+    """Ask again for causality alone, in little time, at rows longer than those of a certificate that is there already.
+
+    Prefixes of the row, reading it token by token where there is a cache, then the cuts that time allows, in both
+    modes; where reading agrees with the full forward at every position, all pairs are shown. The names of the checks
+    say the context.
+
+    Args:
+        model, vocab_size, context, seed: as in `certify`.
+        known: the context of the other certificate.
+
+    Raises:
+        InputError: as `certify`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows_BT = torch.randint(vocab_size, (1, context), generator=generator)
+    notes: list[str] = []
+    with prepared(model, rows_BT, seed, notes) as subject, _quickest_threads(subject, rows_BT):
+        session = _Session(subject, rows_BT, vocab_size, generator, notes)
+        checks = tuple(session.run_longer(known))
+    causal = all(check.passed for check in checks if not check.name.endswith("_training"))
+    named = tuple(replace(check, name=f"{check.name}_at_{context}") for check in checks)
+    said = tuple(f"at {context} tokens: {note}" for note in notes)
+    return Certificate(causal, all(c.passed for c in checks), named, notes=said, leaks=tuple(session.leaks))
+
+
 def _left(seconds: float, began: float) -> float:
     """Of the seconds asked for, those that keep the whole certificate short."""
     return min(seconds, max(LEAST_TRIAL_SECONDS, WHOLE_SECONDS - (time.perf_counter() - began)))
@@ -184,10 +213,26 @@ class _Session:
             yield from self._across_shapes(rows_BT, suspects)
         else:
             self.notes.append("draws at random in evaluation: prefixes, batches and caches cannot be compared")
-        yield from self._every_cut(effort, suspects)
+        yield from self._every_cut(effort.seconds, suspects)
         if hasattr(subject.module, "neutral_twin"):
             yield from self._try("neutral_start", self._neutral_start)
         yield from self._try("hard_choices", lambda: check_hard_choices(subject, rows_BT[:1]))
+
+    def run_longer(self, known: int) -> Iterator[Check]:
+        """Causality at this context, the lengths just above the known one among the first to be asked."""
+        subject, row_BT, context = self.subject, self.rows_BT, self.rows_BT.shape[1]
+        suspects = Suspects()
+        deterministic = self._try("determinism", lambda: check_determinism(subject, row_BT))
+        yield from (check for check in deterministic if not check.passed)
+        if all(check.passed for check in deterministic):
+            near = [context // 2 + 1, context - 1, known + 1, 2 * known]
+            lengths = [n for n in dict.fromkeys([*near, *lengths_in_order(context, self.generator)]) if n < context]
+            ask = partial(check_prefixes, subject, row_BT, lengths, suspects, LONGER_SECONDS)
+            yield from self._try("prefix_consistency", ask)
+            if hasattr(subject.module, "new_cache") and not getattr(subject.module, "cacheless", ""):
+                read = partial(check_token_by_token, subject, row_BT, suspects, READING_SECONDS)
+                yield from self._try("token_by_token", read)
+        yield from self._every_cut(subject.seconds(row_BT), suspects, LONGER_SECONDS)
 
     def trial(self, model: Any, seconds: float) -> list[Check]:
         """The random-token trial of the model as it was given."""
@@ -230,15 +275,16 @@ class _Session:
             read = partial(check_token_by_token, subject, row_BT, suspects, READING_SECONDS)
             yield from self._try("token_by_token", read)
 
-    def _every_cut(self, effort: _Effort, suspects: Suspects) -> Iterator[Check]:
-        """All pairs of positions, those first that other comparisons hint at."""
+    def _every_cut(self, row_seconds: float, suspects: Suspects, settled: float = SETTLED_SECONDS) -> Iterator[Check]:
+        """All pairs of positions, those first that other comparisons hint at; `settled` as in `LeakSearch`."""
         row_BT, generator = self.rows_BT[:1], self.generator
         search = LeakSearch(
-            self.subject, row_BT, self.vocab_size, generator, effort.seconds, self.notes, leaks=self.leaks
+            self.subject, row_BT, self.vocab_size, generator, row_seconds, self.notes, settled, self.leaks
         )
         yield from self._try("every_cut", partial(search.check, suspects, training=False))
         if self.subject.module is not None:
-            suspects = search.suspects_in_training(lengths_in_order(row_BT.shape[1], generator), PREFIX_SECONDS)
+            lengths = lengths_in_order(row_BT.shape[1], generator)
+            suspects = search.suspects_in_training(lengths, min(PREFIX_SECONDS, settled))
             yield from self._try("every_cut_training", partial(search.check, suspects, training=True))
 
     def _try(self, name: str, check: Callable[[], Check | list[Check] | None]) -> list[Check]:

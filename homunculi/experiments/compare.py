@@ -21,8 +21,9 @@ import torch
 
 from homunculi.errors import InputError, Stopped
 from homunculi.experiments import tuning
+from homunculi.experiments.certifying import certificate_of, code_hash
 from homunculi.experiments.comparison import RECORD, Comparison, Side, read
-from homunculi.experiments.execution import Execution, Planned, Reporter, code_hash
+from homunculi.experiments.execution import Execution, Planned, Reporter
 from homunculi.experiments.fleet import Launch, launch_here
 from homunculi.experiments.matching import Matched, check_comparable, matched
 from homunculi.experiments.slots import devices_for, slots
@@ -130,6 +131,20 @@ def _carry_out(execution: Execution, plan: Plan, request: Request) -> None:
     execution.train()
     if request.baselines is not False:
         execution.measure_baselines(plan.text, always=request.baselines is True)
+
+
+def certify_sides(request: Request, reporter: Reporter) -> list[Side]:
+    """The sides of a comparison with their certificates, those made now included; nothing is trained or begun.
+
+    Certificates are kept for all later comparisons, see `homunculi.experiments.certifying`.
+
+    Raises:
+        InputError: as `compare`.
+    """
+    plan = make_plan(request, reporter)
+    for planned in plan.sides:
+        planned.side.certificate = certificate_of(planned.certified, planned.side.name, reporter.message)
+    return [planned.side for planned in plan.sides]
 
 
 def make_plan(request: Request, reporter: Reporter, old: Comparison | None = None) -> Plan:

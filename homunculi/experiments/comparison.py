@@ -68,7 +68,8 @@ class Side:
             return ""
         failed = [check for check in found.get("checks", []) if not check.get("passed")]
         shown = ", ".join(f"{check['name']} {check['value']:.1e} (limit {check['limit']:.0e})" for check in failed)
-        return f"not causal: {shown or found.get('reason', 'no check passed')}"
+        seen = next((f"; {leaks['summary']}" for leaks in found.get("leaks", []) if leaks.get("summary")), "")
+        return f"not causal: {shown or found.get('reason', 'no check passed')}{seen}"
 
     @property
     def ranked(self) -> bool:

@@ -5,39 +5,26 @@ Each step looks first at what is there already, and writes down what it finds.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
-import torch
-
-import homunculi
 from homunculi.errors import InputError
 from homunculi.evals.ngrams import baselines, distinct_rows
 from homunculi.experiments import tuning
-from homunculi.experiments.certify import certify
+from homunculi.experiments.certifying import Certified, certificate_of
 from homunculi.experiments.comparison import Comparison, Json, Side, read_run, run_path
 from homunculi.experiments.fleet import Job, JobState, Launch, launch_here, run_all
 from homunculi.experiments.slots import threads_env
-from homunculi.experiments.subject import first_line, same_random_state
-from homunculi.models import get, name_of
 from homunculi.runs.directory import INFO, RunDirectory, state_of
-from homunculi.settings import changed, override, to_json
+from homunculi.settings import changed, override
 from homunculi.text.batches import Batches, validation_windows
 from homunculi.text.shards import TokenisedText
-from homunculi.text.streams import hash_json
 from homunculi.text.tokenizers import byte_lengths
-from homunculi.train import interventions
 from homunculi.train.config import RunConfig, config_from_json
 
-CERTIFIED_VOCABULARY, CERTIFIED_CONTEXT = 256, 128
-TRIAL_SECONDS = 15.0
 BASELINE_TOKENS = 30_000_000
-_MODEL_ROOMS = ("core", "parts", "models")
 
 
 class Reporter(Protocol):
@@ -72,6 +59,11 @@ class Planned:
     def shape(self) -> tuple[int, int, int]:
         """Runs of equal shape and seed read the same batches."""
         return self.config.steps, self.config.batch_tokens, self.config.model.max_seq_len
+
+    @property
+    def certified(self) -> Certified:
+        """What its certificate is about."""
+        return Certified(self.whole.model, self.whole.train.interventions)
 
     def is_twin(self, other: Planned) -> bool:
         """Whether both are the same but for the seed."""
@@ -137,18 +129,11 @@ class Execution:
 
     def certify(self) -> None:
         """Certify each configuration once, as it is and with the code as it is."""
-        code = code_hash()
         known = {side.certificate["key"]: side.certificate for side in self.comparison.sides if side.certificate}
         for planned in self.planned:
-            side, model = planned.side, _small(planned.whole.model)
-            changed = planned.whole.train.interventions
-            described = {"architecture": name_of(model), "config": to_json(model), "code": code}
-            described |= {"interventions": changed, "how": _hash_of(interventions)} if changed else {}
-            key = hash_json(described | {"source": _hash_of(get(name_of(model)).model_type)})[:16]
-            if key not in known or "reason" in known[key]:
-                self.reporter.message(f"certifying {side.name}")
-                known[key] = _certificate(Certified(model, changed)) | {"key": key}
-            side.certificate = known[key]
+            side = planned.side
+            side.certificate = certificate_of(planned.certified, side.name, self.reporter.message, known)
+            known[side.certificate["key"]] = side.certificate
             self._settle_refusals()
             self.comparison.write()
             if side.refusal:
@@ -343,56 +328,3 @@ def _last_evaluation(folder: Path) -> Json | None:
         return None
     lines = run.metrics()
     return lines[-1] if lines and lines[-1].get("val/bpb") is not None else None
-
-
-def _small(model: Any) -> Any:
-    """A model's configuration with a small vocabulary and context, where it takes them."""
-    sizes = {
-        "vocab_size": min(CERTIFIED_VOCABULARY, model.vocab_size),
-        "max_seq_len": min(CERTIFIED_CONTEXT, model.max_seq_len),
-    }
-    for names in (tuple(sizes), ("vocab_size",), ("max_seq_len",)):
-        with suppress(InputError, ValueError):
-            return replace(model, **{name: sizes[name] for name in names})
-    return model
-
-
-class Certified(NamedTuple):
-    """What a certificate is about: a model's configuration, and the interventions that it is trained with."""
-
-    model: Any
-    interventions: tuple[str, ...] = ()
-
-
-def _certificate(certified: Certified) -> Json:
-    """The certificate of a freshly built model; one that cannot be made says so and is not causal."""
-    model = certified.model
-    try:
-        with same_random_state():
-            torch.manual_seed(0)
-            built = get(name_of(model)).model_type(model)
-            interventions.intervene(built, certified.interventions)
-        found = certify(built, model.vocab_size, model.max_seq_len, trial_seconds=TRIAL_SECONDS)
-    except Exception as error:  # whatever its code raises: without a certificate it is not ranked
-        return {"causal": False, "causal_in_training": False, "checks": [], "reason": _failure(error)}
-    return found.to_json() | {"vocab_size": model.vocab_size, "context": model.max_seq_len}
-
-
-def _failure(error: Exception) -> str:
-    return f"it could not be certified ({first_line(error)})"
-
-
-def code_hash() -> str:
-    """A hash of the code that models are made of."""
-    root = Path(homunculi.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(path for room in _MODEL_ROOMS for path in (root / room).rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:16]
-
-
-def _hash_of(code: Any) -> str:
-    """A hash of the file that a module or class stands in; empty where there is none."""
-    with suppress(OSError, TypeError):
-        return hashlib.sha256(Path(inspect.getfile(code)).read_bytes()).hexdigest()[:16]
-    return ""

@@ -144,6 +144,7 @@ class LeakSearch:
         ids_BT: one row at the full context.
         row_seconds: how long a forward of it takes.
         notes: told which cuts were asked where not all were.
+        settled_seconds: what the cuts of a mode may take where another comparison has shown every position.
         leaks: a map of each mode that looks ahead.
     """
 
@@ -153,13 +154,14 @@ class LeakSearch:
     generator: torch.Generator
     row_seconds: float
     notes: list[str]
+    settled_seconds: float = SETTLED_SECONDS
     leaks: list[LeakMap] = field(default_factory=list)
     _found: list[int] = field(default_factory=list)
 
     def check(self, suspects: Suspects, *, training: bool) -> Check:
         """No cut moves an earlier logit, in the whole row or in rows of the lengths that are suspect."""
         name = "every_cut" + ("_training" if training else "")
-        seconds = SETTLED_SECONDS if suspects.settled else CUT_SECONDS
+        seconds = self.settled_seconds if suspects.settled else CUT_SECONDS
         cuts = self._cut(self.ids_BT, [*self._found, *suspects.cuts], seconds, training)
         note = self._coverage(cuts, name, suspects.settled)
         for n in [n for n, wished in suspects.lengths.items() if wished][:LENGTHS]:

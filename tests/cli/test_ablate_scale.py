@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from homunculi.experiments import certifying
 from homunculi.experiments import compare as plans
-from homunculi.experiments import execution
 from homunculi.experiments import scale as ladders
 from tests.experiments.inside import Inside
 
@@ -23,7 +23,7 @@ def inside(monkeypatch: pytest.MonkeyPatch) -> Inside:
     """Runs in this process; what may be ranked is tested elsewhere."""
     launch, whole = Inside(), plans.compare
     monkeypatch.setattr("homunculi.experiments.fleet._LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(execution, "_certificate", lambda certified: {"causal": True, "checks": []})
+    monkeypatch.setattr(certifying, "make_certificate", lambda certified: {"causal": True, "checks": []})
     monkeypatch.setattr(plans, "compare", lambda request, reporter: whole(request, reporter, launch))
     monkeypatch.setattr(ladders, "compare", lambda request, reporter, _: whole(request, reporter, launch))
     return launch

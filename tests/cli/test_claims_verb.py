@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from homunculi.experiments import execution
+from homunculi.experiments import certifying
 from homunculi.experiments.claims import running, store
 from homunculi.experiments.claims.catalogue import claims
 from homunculi.experiments.claims.evidence import Finding
@@ -40,7 +40,7 @@ def inside(monkeypatch: pytest.MonkeyPatch) -> Inside:
     launch = Inside()
     causal = {"causal": True, "causal_in_training": True, "checks": []}
     monkeypatch.setattr("homunculi.experiments.fleet._LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(execution, "_certificate", lambda *model: dict(causal))
+    monkeypatch.setattr(certifying, "make_certificate", lambda *model: dict(causal))
     whole = running.run
     monkeypatch.setattr(running, "run", lambda asked, resolve, board: whole(asked, resolve, board, launch))
     return launch
@@ -132,7 +132,7 @@ def test_a_side_that_is_refused_has_its_own_exit_code(
 ) -> None:
     failed = [{"name": "token_edits", "passed": False, "value": 1.0, "limit": 1e-9}]
     leaky = {"causal": False, "causal_in_training": False, "checks": failed}
-    monkeypatch.setattr(execution, "_certificate", lambda *model: dict(leaky))
+    monkeypatch.setattr(certifying, "make_certificate", lambda *model: dict(leaky))
     words = ["claims", CLAIM, *TINY, "--seeds", "2", *QUICK, "--folder", tmp_path / "c", "--results", tmp_path / "kept"]
     done = cli(*words)
     assert done.code == 3 and "off: not causal: token_edits" in done.err.splitlines()[-1]
@@ -179,3 +179,13 @@ def test_text_of_a_file_cannot_act_on_a_terminal(cli: Cli, results: Path) -> Non
     path.write_text(json.dumps(found))
     done = cli("claims", CLAIM, "--show", "--results", results)
     assert done.code == 0 and "\x1b" not in done.out and "⟨1b⟩[2Jgone" in done.out
+
+
+def test_a_claim_can_be_certified_alone(cli: Cli, inside: Inside, tmp_path: Path) -> None:
+    words = ["claims", CLAIM, *TINY, *QUICK, "--folder", tmp_path / "c", "--results", tmp_path / "kept"]
+    done = cli(*words, "--certify-only", "--json")
+    assert done.code == 0, done.err
+    rows = json.loads(done.out)["certificates"]
+    assert [row["side"] for row in rows] == [f"{CLAIM} {side}" for side in ("off", "own", "shuffled")]
+    assert not inside.folders and not (tmp_path / "c").exists() and not (tmp_path / "kept").exists()
+    assert len({row["certificate"] for row in rows}) == 1  # how updates are scaled makes no other model

@@ -16,8 +16,8 @@ import pytest
 
 from homunculi.cli.compare import split_words, wanted_sides
 from homunculi.errors import InputError
+from homunculi.experiments import certifying
 from homunculi.experiments import compare as plans
-from homunculi.experiments import execution
 from homunculi.experiments.comparison import read
 from homunculi.runs.directory import open_run
 from homunculi.runs.state import process_lives
@@ -32,7 +32,7 @@ def inside(monkeypatch: pytest.MonkeyPatch) -> Inside:
     """Runs in this process, certificates without a trial."""
     launch = Inside()
     monkeypatch.setattr("homunculi.experiments.fleet._LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(execution, "TRIAL_SECONDS", 0)
+    monkeypatch.setattr(certifying, "TRIAL_SECONDS", 0)
     whole = plans.compare
     monkeypatch.setattr(plans, "compare", lambda request, reporter: whole(request, reporter, launch))
     return launch
@@ -203,7 +203,7 @@ def test_a_killed_comparison_leaves_nobody_behind_and_goes_on(
     folder = tmp_path / "c"
     words = ["compare", recipe, f"{recipe};lr=1e-7", "steps=120", "eval_every=60", "--seeds", "2", *QUICK]
     words += ["--folder", str(folder)]
-    short = "from homunculi.experiments import execution; execution.TRIAL_SECONDS = 0; "
+    short = "from homunculi.experiments import certifying; certifying.TRIAL_SECONDS = 0; "
     command = [sys.executable, "-c", short + "from homunculi.cli.main import main; main()", *words]
     process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
     try:
@@ -223,3 +223,16 @@ def test_a_killed_comparison_leaves_nobody_behind_and_goes_on(
     assert [line["step"] for line in run.metrics()] == list(range(1, 121))
     assert "resumed" in [event["kind"] for event in run.events()]
     assert len({run["stream"] for run in result["runs"]}) == 2 and len(read(folder).runs) == 4
+
+
+def test_sides_can_be_certified_alone(cli: Cli, recipe: str, inside: Inside, tmp_path: Path) -> None:
+    words = ["compare", f"a={recipe}", f"b={recipe};model.d_mlp=32", *QUICK, "--folder", tmp_path / "c"]
+    done = cli(*words, "--certify-only")
+    assert done.code == 0, done.err
+    kept = [line.partition(" (")[2].rstrip(")") for line in done.out.splitlines()]
+    assert [line.partition(" (")[0] for line in done.out.splitlines()] == ["a: causal", "b: causal"]
+    assert all(Path(path).exists() for path in kept) and not inside.folders and not (tmp_path / "c").exists()
+    again = cli(*words, "--certify-only", "--json")
+    rows = json.loads(again.out)["certificates"]
+    assert [row["certificate"] for row in rows] == kept and all(row["causal"] and not row["reason"] for row in rows)
+    assert "certifying" not in again.err

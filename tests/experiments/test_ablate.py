@@ -11,7 +11,7 @@ import pytest
 
 from homunculi.cli.recipes import configured
 from homunculi.errors import InputError
-from homunculi.experiments import execution
+from homunculi.experiments import certifying
 from homunculi.experiments.ablate import HOW, Variant, default_folder, findings, parts_of, sides_of, variants, written
 from homunculi.experiments.compare import Request, compare
 from homunculi.experiments.comparison import Comparison
@@ -31,7 +31,7 @@ def quick() -> Iterator[None]:
     """Fleets that look more often; what may be ranked is tested elsewhere."""
     with pytest.MonkeyPatch.context() as patch, toys_parts.registered():
         patch.setattr("homunculi.experiments.fleet._LOOK_SECONDS", 0.01)
-        patch.setattr(execution, "_certificate", lambda certified: dict(CAUSAL))
+        patch.setattr(certifying, "make_certificate", lambda certified: dict(CAUSAL))
         yield
 
 
@@ -69,6 +69,7 @@ def ablated(recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Ablated:
     folder, launches = tmp_path_factory.mktemp("ablated") / "c", (Inside(), Inside())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("HOMUNCULI_CERTIFICATES", str(tmp_path_factory.mktemp("certificates")))
         ablate(recipe, folder, launches[0], ["knows"], ("removed", "shuffled"), 3)
         found = ablate(recipe, folder, launches[1], ["idles"], ("removed", "neutral"), 3)
     return Ablated(launches[0].folders, launches[1].folders, found)

@@ -15,7 +15,7 @@ import torch
 
 from homunculi.cli.compare import wanted_sides
 from homunculi.errors import InputError, Stopped
-from homunculi.experiments import execution
+from homunculi.experiments import certifying
 from homunculi.experiments.claims import leak, running, store
 from homunculi.experiments.claims.catalogue import find
 from homunculi.experiments.claims.entry import Claim, Plan
@@ -63,8 +63,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A real claim of three sides with two seeds; its certificate is real too, without the trial."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("homunculi.experiments.fleet._LOOK_SECONDS", 0.01)
-        patch.setattr(execution, "TRIAL_SECONDS", 0)
+        patch.setattr(certifying, "TRIAL_SECONDS", 0)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("HOMUNCULI_CERTIFICATES", str(tmp_path_factory.mktemp("certificates")))
         base = tmp_path_factory.mktemp("ran")
         _, launch, _ = Runner(base, find(CLAIM), SMALL)()
         assert len(launch.folders) == 6
@@ -87,7 +88,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Certificates that are taken for granted, and no reports."""
     monkeypatch.setattr("homunculi.experiments.fleet._LOOK_SECONDS", 0.01)
     monkeypatch.setattr("homunculi.report.page.write_report", lambda run: None)
-    monkeypatch.setattr(execution, "_certificate", lambda *model: dict(CAUSAL))
+    monkeypatch.setattr(certifying, "make_certificate", lambda *model: dict(CAUSAL))
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +97,9 @@ def toy_ran(toy: Claim, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("homunculi.experiments.fleet._LOOK_SECONDS", 0.01)
         patch.setattr("homunculi.report.page.write_report", lambda run: None)
-        patch.setattr(execution, "_certificate", lambda *model: dict(CAUSAL))
+        patch.setattr(certifying, "make_certificate", lambda *model: dict(CAUSAL))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("HOMUNCULI_CERTIFICATES", str(tmp_path_factory.mktemp("certificates")))
         base = tmp_path_factory.mktemp("toy")
         Runner(base, toy)()
         yield base
@@ -238,7 +240,7 @@ def test_a_claim_that_is_stopped_keeps_what_has_ended(fresh: Runner) -> None:
 def test_a_side_that_is_not_causal_decides_nothing(fresh: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     failed = {"name": "token_edits", "passed": False, "value": 1.0, "limit": 1e-9}
     leaky = {"causal": False, "causal_in_training": False, "checks": [failed]}
-    monkeypatch.setattr(execution, "_certificate", lambda *model: dict(leaky))
+    monkeypatch.setattr(certifying, "make_certificate", lambda *model: dict(leaky))
     outcome, launch, _ = fresh()
     assert not launch.folders and outcome.comparisons[0].refused
     found = row(fresh.claim, fresh.base / "results").finding

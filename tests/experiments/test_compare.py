@@ -15,7 +15,7 @@ from torch import Tensor
 
 from homunculi.cli.compare import wanted_sides
 from homunculi.errors import InputError
-from homunculi.experiments import execution
+from homunculi.experiments import certifying
 from homunculi.experiments.compare import Request, compare
 from homunculi.experiments.comparison import RECORD, Comparison, read, written
 from homunculi.models import architecture, registry
@@ -30,8 +30,8 @@ made: dict[str, dict[str, Any]] = {}
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fleets that look more often, and each certificate once for all tests, without training on random tokens."""
     monkeypatch.setattr("homunculi.experiments.fleet._LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(execution, "TRIAL_SECONDS", 0)
-    certify = execution._certificate
+    monkeypatch.setattr(certifying, "TRIAL_SECONDS", 0)
+    certify = certifying.make_certificate
 
     def once(model: Any) -> dict[str, Any]:
         key = repr(model)
@@ -39,7 +39,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
             made[key] = certify(model)
         return dict(made[key])
 
-    monkeypatch.setattr(execution, "_certificate", once)
+    monkeypatch.setattr(certifying, "make_certificate", once)
 
 
 @pytest.fixture(scope="session")
@@ -75,8 +75,9 @@ def finished(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
     """A comparison of two seeds, to be copied."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("homunculi.experiments.fleet._LOOK_SECONDS", 0.01)
-        patch.setattr(execution, "TRIAL_SECONDS", 0)
+        patch.setattr(certifying, "TRIAL_SECONDS", 0)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("HOMUNCULI_CERTIFICATES", str(tmp_path_factory.mktemp("certificates")))
         maker = Maker(tiny, tmp_path_factory.mktemp("finished"))
         maker("a=TINY", "b=TINY;model.d_mlp=32", match=("tokens",))
         yield maker.folder / "comparison"
@@ -189,7 +190,7 @@ def test_a_side_that_cannot_be_certified_is_refused(make: Maker, monkeypatch: py
         raise RuntimeError("no forward\nin sight")
 
     monkeypatch.undo()
-    monkeypatch.setattr(execution, "certify", break_down)
+    monkeypatch.setattr(certifying, "certify", break_down)
     found = make("a=TINY", "b=TINY;model.d_mlp=32", launch=Inside(0))
     assert [one["reason"] for one in found.refused] == [
         "not causal: it could not be certified (RuntimeError: no forward)"
@@ -200,7 +201,7 @@ def test_a_finished_comparison_trains_and_certifies_nothing_again(
     make: Maker, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = json.loads((copy / RECORD).read_text())
-    monkeypatch.setattr(execution, "_certificate", lambda model: pytest.fail("certified again"))
+    monkeypatch.setattr(certifying, "make_certificate", lambda model: pytest.fail("certified again"))
     found = make(launch=Inside(0), seeds=None, match=None, factors=None)
     assert found.runs == before["runs"] and found.to_json()["pairs"] == before["pairs"]
     assert make(*A_AND_B, launch=Inside(0)).runs == before["runs"]

@@ -14,7 +14,7 @@ import pytest
 
 from homunculi.cli.recipes import configured
 from homunculi.errors import InputError
-from homunculi.experiments import execution
+from homunculi.experiments import certifying
 from homunculi.experiments.compare import Wanted
 from homunculi.experiments.comparison import Comparison, Side
 from homunculi.experiments.costs import cost_of
@@ -180,7 +180,7 @@ def test_a_ladder_broken_off_goes_on_and_leaves_its_page(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("homunculi.experiments.fleet._LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(execution, "_certificate", lambda certified: {"causal": True, "checks": []})
+    monkeypatch.setattr(certifying, "make_certificate", lambda certified: {"causal": True, "checks": []})
     sides = [wanted(recipe, name, "steps=3", *more) for name, more in (("idea", ()), ("plain", ("lr=1e-7",)))]
     options = {"seeds": 2, "factors": (), "at_once": 1, "baselines": False}
     ladder = Ladder(tmp_path / "ladder", make_rungs(sides[0], sides[1], SIZES), options)

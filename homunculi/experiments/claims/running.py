@@ -13,8 +13,9 @@ from homunculi.errors import InputError, Stopped
 from homunculi.experiments.claims import store, table
 from homunculi.experiments.claims.entry import Claim, Plan, Side
 from homunculi.experiments.claims.evidence import CLAIM_SEEDS, Json
-from homunculi.experiments.compare import Request, Wanted, compare
+from homunculi.experiments.compare import Request, Wanted, certify_sides, compare
 from homunculi.experiments.comparison import RECORD, Comparison, read
+from homunculi.experiments.comparison import Side as CertifiedSide
 from homunculi.experiments.execution import Reporter
 from homunculi.experiments.fleet import Launch, launch_here
 from homunculi.runs.directory import runs_root
@@ -110,6 +111,24 @@ def run(asked: Asked, resolve: Resolve, reporter: Reporter, launch: Launch = lau
         _keep(asked, ran, plan, comparison)
     _measure_beside(asked, ran, reporter)
     return ran
+
+
+def certify(asked: Asked, resolve: Resolve, reporter: Reporter) -> list[tuple[str, CertifiedSide]]:
+    """All sides of a claim with their certificates, which are kept for its runs; a claim that trains nothing has none.
+
+    Raises:
+        InputError: as `run`.
+    """
+    if not asked.claim.runnable:
+        return []
+    _check(asked)
+    found = []
+    for plan in asked.plans:
+        sides = resolve(_words(asked, plan, asked.first_seed, {}))
+        request = Request(sides=sides, match=plan.match, device=asked.device)
+        within = "" if len(asked.plans) == 1 else f"{plan.name} "
+        found += [(f"{within}{side.name}", side) for side in certify_sides(request, reporter)]
+    return found
 
 
 def _check(asked: Asked) -> None:
