@@ -12,7 +12,7 @@ from homunculi.core.taps import Recording, Taps
 from homunculi.errors import InputError
 from homunculi.experiments.subject import add_noise
 from homunculi.models import build
-from homunculi.models.ncn import CONTRACT_CONFIGS, MAPS, NCN
+from homunculi.models.ncn import MAPS, NCN, VARIANTS
 from homunculi.train.loss import TrainingLoss
 
 TINY: dict[str, Any] = {"vocab_size": 23, "d_model": 16, "n_blocks": 2, "n_heads": 4, "max_seq_len": 16, "d_control": 8}
@@ -324,7 +324,7 @@ def test_the_controller_is_small() -> None:
     assert model.budget().cache_bytes_per_token == plain.budget().cache_bytes_per_token
 
 
-@pytest.mark.parametrize("config", CONTRACT_CONFIGS)
+@pytest.mark.parametrize("config", VARIANTS)
 def test_signals_stay_wide_where_activations_are_narrow(config: dict[str, Any]) -> None:
     model = fresh(**{"d_control": 8, **config})
     model.compute_dtype = torch.bfloat16

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from homunculi.parts.pooling import SCORE_BOUND, CausalPooling, PoolingSlot, decayed_sum, prefix_sum
+from homunculi.parts.pooling import HEARD_HALF_LIFE, SCORE_BOUND, CausalPooling, PoolingSlot, decayed_sum, prefix_sum
 
 D, H, T = 8, 2, 13
 KINDS: dict[str, dict[str, Any]] = {
@@ -16,6 +17,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "decay": {"half_lives": (2.0, 5.0)},
     "refreshed": {"refresh_every": 4},
     "decay and refreshed": {"half_lives": (2.0, 5.0), "refresh_every": 3},
+    "undecided": {"refresh_above": 0.9},
 }
 
 
@@ -32,15 +34,27 @@ def by_definition(part: CausalPooling, x_TD: Tensor) -> Tensor:
     """One row, one position at a time, with a square of ages and no running sum."""
     scores_TH = SCORE_BOUND * torch.tanh(part.score(x_TD) / SCORE_BOUND)
     values_THK = part.value(x_TD).unflatten(-1, (H, -1))
-    pools = []
+    pools: list[Tensor] = []
     for t in range(len(x_TD)):
         last = t // part.refresh_every * part.refresh_every
+        if part.refresh_above and t and share_heard(scores_TH[: t + 1]) < part.refresh_above:
+            pools.append(pools[-1])
+            continue
         logits_SH = scores_TH[: last + 1]
         if part.log_half_life_H is not None:
             age_S1 = torch.arange(last, -1, -1, dtype=torch.float64)[:, None]
             logits_SH = logits_SH - age_S1 / part.log_half_life_H.exp() * torch.tensor(2.0).double().log()
         pools.append((logits_SH.softmax(0)[..., None] * values_THK[: last + 1]).sum(0).flatten())
     return torch.stack(pools)
+
+
+def share_heard(scores_SH: Tensor) -> float:
+    """Of the latest tokens, by definition: exp(−KL) of the softmax from the one with equal scores."""
+    ages_S1 = torch.arange(len(scores_SH) - 1, -1, -1, dtype=torch.float64)[:, None]
+    prior_SH = (-ages_S1 / HEARD_HALF_LIFE * math.log(2)).expand_as(scores_SH)
+    p_SH = (scores_SH + prior_SH).softmax(0)
+    apart_H = (p_SH * (p_SH.log() - prior_SH.log_softmax(0))).sum(0)
+    return math.exp(-apart_H.mean().item())
 
 
 def read(part: CausalPooling, x_BTD: Tensor, slot: PoolingSlot, start: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -98,6 +112,28 @@ def test_nothing_later_is_seen_by_value_or_gradient(kind: str) -> None:
     changed = x_BTD.detach().clone()
     changed[:, 6:] *= -3
     assert torch.equal(part(changed)[:, :6], pool[:, :6].detach())
+
+
+def test_an_undecided_softmax_refreshes_and_a_decided_one_holds() -> None:
+    """Equal scores refresh at every token; once one token outweighs all others, the pool stays what it was."""
+    part = CausalPooling(D, H, refresh_above=0.5)
+    with torch.no_grad():
+        part.score.weight.zero_()[:, 0] = 1.0
+        part.value.weight.copy_(torch.eye(D))
+    x_BTD = inputs(1).float()
+    x_BTD[..., 0] = 0.0
+    x_BTD[:, 6:, 0] = torch.tensor([12.0, 0, 0, 0, 0, 0, 0])
+    pool = part(x_BTD).detach()[0]
+    moved = (pool[1:] != pool[:-1]).any(-1)
+    assert moved[:5].all() and not moved[5:].any()
+    assert (CausalPooling(D, H)(x_BTD)[0, 7:] != pool[7:]).any()
+
+
+@pytest.mark.parametrize("kind", ["refreshed", "undecided"])
+def test_some_tokens_hold_and_some_refresh(kind: str) -> None:
+    pool = pooling(kind)(inputs(4, 60)).detach()
+    share = (pool[:, 1:] != pool[:, :-1]).any(-1).double().mean()
+    assert 0.05 < share < 0.95
 
 
 @pytest.mark.parametrize("keep", [None, 0.9])

@@ -1,0 +1,178 @@
+"""The modulated transformer's loop.
+
+Legend: B batch, T positions, S positions seen, D width, V vocabulary, L blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...core.budget import Budget, count_parameters
+from ...core.cache import Cache, KVSlot
+from ...core.model import LanguageModel
+from ...core.modulation import Modulation
+from ...core.output import Hidden
+from ...core.schedule import in_order
+from ...core.taps import NO_TAPS, TapPoint
+from ...errors import InputError
+from ...parts.block import positions_and_mask
+from ...parts.linear import Linear
+from ...parts.norm import RMSNorm
+from ...parts.rope import RotaryEmbedding
+from ..registry import architecture
+from .blocks import ModulatedBlock
+from .config import PARTS, VARIANTS, Config
+from .controller import Controller
+
+
+@architecture("ncn", Config, variants=VARIANTS, parts=PARTS)
+class NCN(LanguageModel):
+    """The modulated transformer. Built from one seed, it has the plain transformer's weights and, at first, its bits.
+
+    Raises:
+        InputError: `config.vocab_size` is 0.
+    """
+
+    mean_gain_L: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        if config.vocab_size < 1:
+            raise InputError("model.vocab_size: a model needs a vocabulary; give its size")
+        self.config = config
+        self.schedule = in_order(range(config.n_blocks))
+        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.blocks = nn.ModuleList(ModulatedBlock(config) for _ in range(config.n_blocks))
+        self.norm = RMSNorm(config.d_model)
+        self.untied = None if config.tied else Linear(config.d_model, config.vocab_size)
+        self.rope = RotaryEmbedding(config.width_of_heads, config.max_seq_len, config.rope_base)
+        self.init_weights()
+        # Drawn last, so that the rest gets the random numbers that it gets without a controller.
+        self.controller = Controller(config) if config.signals else None
+        if config.plasticity == "gain":
+            self.register_buffer("mean_gain_L", torch.ones(config.n_blocks))
+
+    def init_weights(self) -> None:
+        """Normal weights: token table and untied read-out 0.02; maps 1/√inputs; maps that write to the residual
+        stream smaller by √(2 · steps), so that its variance does not grow with depth."""
+        nn.init.normal_(self.embed.weight, std=0.02)
+        for name, module in self.named_modules():
+            if isinstance(module, Linear):
+                writes = name.endswith(("attn.o", "mlp.out"))
+                depth = 2 * len(self.schedule) if writes else 1
+                nn.init.normal_(module.weight, std=(module.in_features * depth) ** -0.5)
+        if self.untied is not None:
+            nn.init.normal_(self.untied.weight, std=0.02)
+
+    def trunk(
+        self, ids_BT: Tensor, taps: TapPoint = NO_TAPS, cache: Cache | None = None, documents_BT: Tensor | None = None
+    ) -> Hidden:
+        x_BTD = self.embed(ids_BT)
+        x_BTD = taps("embed", x_BTD.to(self.compute_dtype or x_BTD.dtype))
+        positions, mask_BTS = positions_and_mask(ids_BT, self.config.max_seq_len, cache, documents_BT)
+        rotation = self.rope.at(positions, x_BTD.dtype)
+        signals = {} if self.controller is None else self.controller(x_BTD, taps, documents_BT, cache)
+        modulation, least = Modulation(**signals), self.config.skip_below
+        if least:
+            modulation = replace(modulation, gate=torch.where(signals["gate"] < least, 0.0, signals["gate"]))
+        for i, step in enumerate(self.schedule):
+            slot = None if cache is None else (cache.at(step.slot), positions)
+            x_BTD = self.blocks[step.block](x_BTD, rotation, taps.at(i), mask_BTS, slot, modulation.at(i))
+        if cache is not None or not signals:
+            return Hidden(x_BTD)
+        return Hidden(x_BTD, self._loss_terms(signals), statistics=self._statistics(signals))
+
+    def _loss_terms(self, signals: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Homeostasis: signals that the loss does not move return to 1; closed gates open again through it."""
+        apart = [(signal - 1).square().mean() for signal in signals.values()]
+        return {"homeostasis": self.config.homeostasis * torch.stack(apart).sum()}
+
+    @torch.no_grad()
+    def _statistics(self, signals: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of each signal, averaged over blocks: mean, variance over tokens, variance between the means of sequences,
+        and the share within a tenth of the way to a bound."""
+        found: dict[str, Tensor] = {}
+        for name, signal in signals.items():
+            s = signal.detach().flatten(2)
+            apart = s.log2() / 2 if name == "precision" else s - 1
+            found[f"signal/{name}/mean"] = s.mean()
+            found[f"signal/{name}/variance"] = s.var((0, 1), correction=0).mean()
+            found[f"signal/{name}/between"] = s.mean(1).var(0, correction=0).mean()
+            found[f"signal/{name}/saturated"] = (apart.abs() > 0.9).to(s.dtype).mean()
+        if self.config.skip_below:
+            found["skipped"] = (signals["gate"] < self.config.skip_below).float().mean()
+        if self.config.plasticity == "gain":
+            found["gain_of_blocks"] = signals["gain"].mean((0, 1))
+        return found
+
+    def readout(self, x_BTD: Tensor, taps: TapPoint = NO_TAPS) -> Tensor:
+        weight_VD = self.embed.weight if self.untied is None else self.untied.weight
+        x_BTD = taps("readout.norm", self.norm(x_BTD))
+        return taps("readout.logits", F.linear(x_BTD, weight_VD.to(x_BTD.dtype)))
+
+    def new_cache(self, batch_size: int, capacity: int) -> Cache:
+        """Keys and values of each step; in the last slot what the controller's pool remembers."""
+        device, dtype = self.embed.weight.device, self.compute_dtype or self.embed.weight.dtype
+        if capacity > self.config.max_seq_len:
+            raise InputError(f"a cache of {capacity} tokens is more than model.max_seq_len={self.config.max_seq_len}")
+        shape = (batch_size, self.config.number_of_kv_heads, capacity, self.config.width_of_heads)
+        slots: list[Any] = [KVSlot.empty(shape, dtype, device) for _ in self.schedule]
+        if self.controller is not None and self.controller.pooling is not None:
+            slots.append(self.controller.pooling.new_slot(batch_size))
+        return Cache(slots, batch_size, capacity, device)
+
+    def budget(self, context: int | None = None) -> Budget:
+        """The pool's running sums multiply no matrices and their size does not grow with the context. Skipping is not
+        counted: how much it saves depends on the text (statistic `skipped`)."""
+        n_heads, n_kv_heads, d_head = self.config.n_heads, self.config.number_of_kv_heads, self.config.width_of_heads
+        table = self.embed.weight.numel()
+        maps = [sum(p.numel() for p in block.parameters() if p.dim() == 2) for block in self.blocks]
+        own = [] if self.controller is None else self.controller.named_parameters()
+        control = sum(p.numel() for name, p in own if p.dim() == 2 and name != "from_controls.weight")
+        executed = sum(maps[step.block] for step in self.schedule) + table + control
+        square = 4 * (context or self.config.max_seq_len) * n_heads * d_head
+        return Budget(
+            parameters=count_parameters(self),
+            embedding_parameters=table if self.untied is None else 2 * table,
+            executed_parameters=executed,
+            flops_per_token=2 * executed + square * len(self.schedule),
+            cache_bytes_per_token=2 * 2 * len(self.schedule) * n_kv_heads * d_head,
+        )
+
+    def neutral_twin(self) -> NCN:
+        """A copy of the model without its controller: the plain transformer with the same weights."""
+        bare = replace(self.config, signals=(), n_controls=0, skip_below=0.0, plasticity="none")
+        twin = type(self)(bare).to(self.embed.weight.device, self.embed.weight.dtype)
+        own = self.state_dict()
+        twin.load_state_dict({name: own[name] for name in twin.state_dict()})
+        twin.compute_dtype = self.compute_dtype
+        return twin.train(self.training)
+
+    def set_controls(self, values: Sequence[float] | Tensor) -> None:
+        """Set the external control vector, zero at first; it acts on all tokens read from now on.
+
+        Raises:
+            InputError: not `n_controls` numbers.
+        """
+        given = torch.as_tensor(values, dtype=torch.float32)
+        if given.shape != (self.config.n_controls,):
+            raise InputError(f"controls: expected model.n_controls={self.config.n_controls} numbers, got {values}")
+        if self.controller is not None and self.config.n_controls:
+            self.controller.controls.copy_(given)
+
+    def after_update(self, statistics: dict[str, Tensor]) -> None:
+        if self.config.plasticity == "gain":
+            self.mean_gain_L.lerp_(statistics["gain_of_blocks"].to(self.mean_gain_L.dtype), 0.01)
+
+    def plasticity(self) -> dict[str, Tensor]:
+        """Running mean gain of each block (over about 100 updates) by its prefix of parameter names; empty: no block
+        learns faster than another."""
+        if self.config.plasticity == "none":
+            return {}
+        return {f"blocks.{i}": gain for i, gain in enumerate(self.mean_gain_L.unbind())}
