@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .pieces import Pieces
 
 
 @dataclass(slots=True)
@@ -93,12 +94,14 @@ class Cache:
         slots: one entry a cache slot of the schedule, of whatever type the architecture uses.
         lengths_B: how many tokens of each row are valid.
         capacity: the most tokens a row may have.
+        pieces: recordings of decoding steps.
     """
 
     def __init__(self, slots: list[Any], batch_size: int, capacity: int, device: torch.device) -> None:
         self.slots = slots
         self.capacity = capacity
         self.lengths_B = torch.zeros(batch_size, dtype=torch.long, device=device)
+        self.pieces = Pieces()
         self._longest = 0
         self._announced_B: Tensor | None = None
 
@@ -115,11 +118,19 @@ class Cache:
         """Positions (B, T) of the next `n_tokens` tokens of each row.
 
         Raises:
+            InputError: as `check_room`.
+        """
+        self.check_room(n_tokens)
+        return self.lengths_B[:, None] + torch.arange(n_tokens, device=self.lengths_B.device)
+
+    def check_room(self, n_tokens: int) -> None:
+        """Refuse more tokens than there is room for.
+
+        Raises:
             InputError: the longest row would outgrow the capacity.
         """
         if self._longest + n_tokens > self.capacity:
             raise InputError(f"cache: {self._longest} + {n_tokens} tokens do not fit its capacity of {self.capacity}")
-        return self.lengths_B[:, None] + torch.arange(n_tokens, device=self.lengths_B.device)
 
     def announce(self, n_tokens_B: Tensor) -> None:
         """Say before a padded call how many of its tokens are valid, one number a row.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .budget import Budget
 from .cache import Cache
 from .output import Hidden, Output
+from .pieces import at_once
 from .schedule import Schedule
 from .taps import NO_TAPS, TapPoint
 
@@ -27,6 +28,8 @@ class LanguageModel(nn.Module, ABC):
         compute_dtype: activations flow in this type while weights keep theirs; None: the weights' own type.
         always: hooks that are part of what a model computes (`homunculi.train.interventions`); for most models none.
         cacheless: why it cannot be decoded with a cache; empty: it can.
+        in_pieces: the trunk says itself what its pieces are (`homunculi.core.pieces`), as it must where it reads on the
+            host; else it is one.
     """
 
     config: Any
@@ -34,6 +37,7 @@ class LanguageModel(nn.Module, ABC):
     compute_dtype: torch.dtype | None = None
     always: TapPoint = NO_TAPS
     cacheless: str = ""
+    in_pieces: bool = False
 
     @abstractmethod
     def trunk(
@@ -64,8 +68,20 @@ class LanguageModel(nn.Module, ABC):
         documents_BT: Tensor | None = None,
     ) -> Output:
         """The read-out of the trunk; arguments as `trunk`."""
-        hidden = self.trunk(ids_BT, taps, cache, documents_BT)
+        if cache is not None:
+            return self._go_on(ids_BT, taps, cache, documents_BT)
+        hidden = self.trunk(ids_BT, taps, None, documents_BT)
         return Output(self.readout(hidden.x_BTD, taps), hidden.loss_terms, hidden.state, hidden.statistics)
+
+    def _go_on(self, ids_BT: Tensor, taps: TapPoint, cache: Cache, documents_BT: Tensor | None) -> Output:
+        """`forward` from a cache on, in pieces."""
+        n_tokens = ids_BT.shape[1]
+        cache.check_room(n_tokens)
+        with cache.pieces.step(n_tokens == 1 and taps is NO_TAPS):
+            run = at_once if self.in_pieces else cache.pieces
+            hidden = run("trunk", self.trunk, ids_BT, taps, cache, documents_BT)
+            logits_BTV = cache.pieces("readout", self.readout, hidden.x_BTD, taps)
+        return Output(logits_BTV, hidden.loss_terms, hidden.state, hidden.statistics)
 
     @abstractmethod
     def new_cache(self, batch_size: int, capacity: int) -> Cache:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from homunculi.core.cache import Cache
 from homunculi.core.model import LanguageModel
+from homunculi.core.pieces import GraphRecorder
 from homunculi.errors import InputError
 
 
@@ -55,6 +56,7 @@ def generate(
     generator = torch.Generator(device=device).manual_seed(sampling.seed)
     longest = model.config.max_seq_len
     rows = [list(prompt)[-longest // 2 :] if len(prompt) >= longest else list(prompt) for prompt in prompts]
+    fed_B1 = torch.empty(len(rows), 1, dtype=torch.long, device=device)  # a recorded step reads here
     drawn: list[Tensor] = []  # since the rows were read; left on the device, which the host need not wait for
     was_training = model.training
     model.eval()
@@ -72,7 +74,8 @@ def generate(
                 drawn = []
                 cache, logits = _read(model, rows, device)
             else:
-                logits = model(next_B[:, None], cache=cache).logits[:, -1]
+                fed_B1.copy_(next_B[:, None])
+                logits = model(fed_B1, cache=cache).logits[:, -1]
                 cache.advance(1)
     finally:
         model.train(was_training)
@@ -89,6 +92,8 @@ def _read(model: LanguageModel, rows: list[list[int]], device: torch.device) -> 
     cache.announce(lengths_B)
     logits_BTV = model(ids_BT.to(device), cache=cache).logits
     cache.advance(lengths_B)
+    if device.type == "cuda":
+        cache.pieces.record(GraphRecorder())
     return cache, logits_BTV[torch.arange(len(rows), device=device), lengths_B - 1]
 
 

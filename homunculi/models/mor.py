@@ -27,12 +27,14 @@ from ..core.budget import Budget, count_parameters
 from ..core.cache import Cache, KVSlot
 from ..core.model import LanguageModel
 from ..core.output import Hidden
+from ..core.pieces import at_once
 from ..core.schedule import Schedule, shared
 from ..core.taps import NO_TAPS, TapPoint
 from ..errors import InputError
+from ..parts import gathered
 from ..parts.block import Block
 from ..parts.expert_choice import ExpertChoiceRouter
-from ..parts.gathered import Call, Gathered, GatheredTaps, PassCount, Sight, gather, gather_now
+from ..parts.gathered import Call, Crowd, Gathered, GatheredTaps, PassCount, Sight, Size
 from ..parts.kv_sharing import Attention, Kept
 from ..parts.linear import Linear
 from ..parts.norm import RMSNorm
@@ -230,6 +232,7 @@ class MoR(LanguageModel):
     """
 
     router: Router
+    in_pieces = True
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -259,26 +262,51 @@ class MoR(LanguageModel):
     def trunk(
         self, ids_BT: Tensor, taps: TapPoint = NO_TAPS, cache: Cache | None = None, documents_BT: Tensor | None = None
     ) -> Hidden:
-        x_BTD = self.embed(ids_BT)
-        x_BTD = taps("embed", x_BTD.to(self.compute_dtype or x_BTD.dtype))
-        call = self._call(ids_BT, x_BTD.dtype, cache, documents_BT)
-        x_BTD = self._run(self.first, x_BTD, call.sight, taps)
+        run = at_once if cache is None else cache.pieces
+        call, x_BTD = run("first", self._begin, ids_BT, taps, cache, documents_BT)
         choices: list[Choice] = []
         for r in range(self.config.n_passes):
-            choice = self.router(r, x_BTD, choices[-1] if choices else None, call.span, taps)
-            x_BTD = self._pass(r, x_BTD, choice, call, taps)
+            choice, crowd = run("choose", self._choose, r, x_BTD, choices[-1] if choices else None, call, taps)
+            size = None if crowd is None else gathered.measure(crowd, call.recorded)
+            x_BTD = run(size, self._pass, r, x_BTD, choice, (crowd, size), call, taps)
             choices.append(choice)
-        x_BTD = self._run(self.last, x_BTD, call.sight, taps)
+        x_BTD = run("last", self._run, self.last, x_BTD, call.sight, taps)
         if cache is not None:
             return Hidden(x_BTD)
         return Hidden(x_BTD, self.router.loss_terms(choices), statistics=self.router.statistics(choices))
 
-    def _pass(self, r: int, x_BTD: Tensor, choice: Choice, call: Call, taps: TapPoint) -> Tensor:
+    def _begin(
+        self, ids_BT: Tensor, taps: TapPoint, cache: Cache | None, documents_BT: Tensor | None
+    ) -> tuple[Call, Tensor]:
+        x_BTD = self.embed(ids_BT)
+        x_BTD = taps("embed", x_BTD.to(self.compute_dtype or x_BTD.dtype))
+        call = self._call(ids_BT, x_BTD.dtype, cache, documents_BT)
+        return call, self._run(self.first, x_BTD, call.sight, taps)
+
+    def _choose(
+        self, r: int, x_BTD: Tensor, last: Choice | None, call: Call, taps: TapPoint
+    ) -> tuple[Choice, Crowd | None]:
+        """Who takes a pass; in a cache they are counted."""
+        choice = self.router(r, x_BTD, last, call.span, taps)
+        if call.cache is None or choice.count_BT is None:
+            return choice, None
+        counted: PassCount = call.cache.at(self.config.n_kv_slots + r)
+        crowd = gathered.look(choice.count_BT, counted.count_B.clone())
+        counted.count_B.copy_(choice.count_BT[:, -1])
+        return choice, crowd
+
+    def _pass(
+        self, r: int, x_BTD: Tensor, choice: Choice, seen: tuple[Crowd | None, Size | None], call: Call, taps: TapPoint
+    ) -> Tensor:
         """One pass over the shared blocks, for the tokens that take part."""
         if choice.count_BT is None:
             y_BTD = self._run(self.passes[r], x_BTD, self._sight(r, call, None), taps)
             return y_BTD if choice.gate_BT is None else x_BTD + choice.gate_BT[..., None] * (y_BTD - x_BTD)
-        block = self._gather(r, choice.count_BT, call)
+        crowd, size = seen
+        if crowd is None or size is None:
+            block: Gathered | None = gathered.gather(choice.count_BT, self.router.places(r, choice.count_BT.shape[1]))
+        else:
+            block = gathered.gather_now(crowd, size)
         if block is None:
             return x_BTD
         keys_gathered = call.cache is None and self.config.kv == "per_pass"
@@ -294,14 +322,6 @@ class MoR(LanguageModel):
             step = self.schedule[i]
             x_BTD = self.blocks[step.block](x_BTD, sight.rotation, taps.at(i), sight.mask_BTS, sight.cache(step.slot))
         return x_BTD
-
-    def _gather(self, r: int, count_BT: Tensor, call: Call) -> Gathered | None:
-        if call.cache is None:
-            return gather(count_BT, self.router.places(r, count_BT.shape[1]))
-        counted: PassCount = call.cache.at(self.config.n_kv_slots + r)
-        block = gather_now(count_BT, counted.count_B)
-        counted.count_B.copy_(count_BT[:, -1])
-        return block
 
     def _sight(self, r: int, call: Call, block: Gathered | None) -> Sight:
         """What the tokens of a pass see; `block` None: all take part."""
@@ -377,21 +397,3 @@ class MoR(LanguageModel):
             flops_per_token=round(2 * executed + square),
             cache_bytes_per_token=round(2 * 2 * d_kv * sum(quota.share for quota in self._quotas_of_slots())),
         )
-
-
-@torch.no_grad()
-def stand_in_gap(model: MoR, ids: Tensor) -> float:
-    """What looking ahead is worth: loss with the highest scores of the sequence less loss with the causal stand-in.
-
-    In nats a token, without dropout, on ids (B, T + 1). Below 0 where seeing later tokens, or taking just the trained
-    share, helped. For expert choice; other routers decide alike in training and evaluation, and give 0.
-    """
-    modes = [module.training for module in (model, model.router)]
-    losses = []
-    for looks_ahead in (True, False):
-        model.eval()
-        model.router.train(looks_ahead)
-        losses.append(F.cross_entropy(model(ids[:, :-1]).logits.flatten(0, 1).float(), ids[:, 1:].flatten()))
-    model.train(modes[0])
-    model.router.train(modes[1])
-    return (losses[0] - losses[1]).item()

@@ -1,7 +1,8 @@
 """Running blocks on the tokens that take part, and on nothing else: gathered in order, put back where they were.
 
-Without a cache the gathered block has a fixed size. With one the host looks who takes part: nobody, and the blocks are
-skipped; some rows of the batch, and the blocks run on those.
+Without a cache the gathered block has a fixed size. With one the host looks how many take part: nobody, and the blocks
+are skipped; some rows of the batch, and the blocks run on those. Where steps are recorded, each number of rows would
+need a recording of its own; there it is rounded up, and the rows beyond have an empty place.
 
 Legend: B batch, T positions of this call, A rows that take part, C places in the block, D width, S positions attended
 to, H key-value heads, L places of a cache slot, K head width.
@@ -30,35 +31,36 @@ class Gathered:
     Attributes:
         selection: of each row that takes part.
         rows_A: those rows; None: all.
-        n_seen: the most tokens that any row has had in this pass, this call's included; 0: nobody asked the host.
+        n_seen: the most tokens that any row has had in this pass, this call's included; None: nobody asked the host.
+        single: it is a decoding step of one token a row: place 0 is that token, and nothing is to be looked up.
     """
 
     selection: Selection
     rows_A: Tensor | None = None
-    n_seen: int = 0
+    n_seen: int | None = None
+    single: bool = False
 
     def rows(self, x_BT: Tensor) -> Tensor:
         """The rows that take part, of a tensor that has a row for each or one for all."""
         return x_BT if self.rows_A is None or len(x_BT) == 1 else x_BT.index_select(0, self.rows_A)
 
-    def is_single(self, x_BT: Tensor) -> bool:
-        """Whether this is a decoding step of one token: all rows of the block take it, nothing is to be looked up."""
-        return self.n_seen > 0 and x_BT.shape[1] == 1
-
     def take(self, x_BTD: Tensor) -> Tensor:
         """What stands at the tokens of the block, (A, C, D)."""
         rows = self.rows(x_BTD)
-        return rows if self.is_single(x_BTD) else take(rows, self.selection.index_BC)
+        return rows if self.single else take(rows, self.selection.index_BC)
 
     def take_numbers(self, x_BT: Tensor) -> Tensor:
         """As `take`, of one number a token: (A, C)."""
         rows = self.rows(x_BT).expand(len(self.selection.index_BC), -1)
-        return rows if self.is_single(x_BT) else rows.gather(1, self.selection.index_BC)
+        return rows if self.single else rows.gather(1, self.selection.index_BC)
 
     def put_sum(self, x_BTD: Tensor, change_ACD: Tensor) -> Tensor:
         """`x_BTD` plus a change at the tokens of the block."""
         rows = self.rows(x_BTD)
-        changed = rows + change_ACD if self.is_single(x_BTD) else put_sum(rows, change_ACD, self.selection)
+        if self.single:
+            changed = rows + change_ACD * self.selection.taken_BC[..., None]
+        else:
+            changed = put_sum(rows, change_ACD, self.selection)
         return changed if self.rows_A is None else x_BTD.index_copy(0, self.rows_A, changed)
 
     def places(self, slot: KVSlot) -> Tensor:
@@ -71,23 +73,60 @@ def gather(count_BT: Tensor, n_places: int) -> Gathered:
     return Gathered(select(count_BT, n_places))
 
 
-def gather_now(count_BT: Tensor, before_B: Tensor) -> Gathered | None:
-    """The same after earlier calls, in the smallest block; None: nobody takes part. Waits for the device, once."""
+class Crowd(NamedTuple):
+    """Those who take part in a pass of a call that goes on from a cache, before the host has looked.
+
+    Attributes:
+        count_BT: running counts, earlier calls included; before_B: those of the earlier calls.
+        order_B: the rows that take part, in order, then the others.
+        sizes: how many rows take part, the most new tokens of a row, the most tokens of a row in all; None: of each
+            row the one token.
+    """
+
+    count_BT: Tensor
+    before_B: Tensor
+    order_B: Tensor
+    sizes: Tensor | None
+
+
+def look(count_BT: Tensor, before_B: Tensor) -> Crowd:
+    """The crowd of a pass, found on the device."""
     after_B = count_BT[:, -1]
-    new_B = after_B - before_B
-    took_B = new_B > 0
-    n_rows, n_places, n_seen = torch.stack([took_B.sum(), new_B.max(), after_B.max()]).tolist()
-    if n_places == 0:
+    took_B = after_B > before_B
+    order_B = took_B.long().argsort(descending=True, stable=True)
+    return Crowd(count_BT, before_B, order_B, torch.stack([took_B.sum(), (after_B - before_B).max(), after_B.max()]))
+
+
+class Size(NamedTuple):
+    """Of a block: rows, places a row, and `Gathered.n_seen`. No rows: nobody takes part."""
+
+    n_rows: int
+    n_places: int
+    n_seen: int | None
+
+
+def measure(crowd: Crowd, recorded: bool) -> Size:
+    """The smallest block that holds a crowd; waits for the device. `recorded`: the next size on a grid of sixteen."""
+    if crowd.sizes is None:
+        return Size(len(crowd.order_B), 1, None)
+    n_rows, n_places, n_seen = crowd.sizes.tolist()
+    if not recorded or not n_rows:
+        return Size(n_rows, n_places, n_seen)
+    n_all = len(crowd.order_B)
+    grain = max(1, n_all // 16)
+    return Size(min(n_all, grain * -(-n_rows // grain)), 1, None)
+
+
+def gather_now(crowd: Crowd, size: Size) -> Gathered | None:
+    """A crowd in a block of that size; None: nobody takes part."""
+    if not size.n_rows:
         return None
-    rows_A = None
-    if n_rows < len(took_B):
-        rows_A = took_B.long().argsort(descending=True, stable=True)[:n_rows]
-        count_BT, before_B = count_BT.index_select(0, rows_A), before_B.index_select(0, rows_A)
-    if count_BT.shape[1] == 1:
-        selection = Selection(torch.zeros_like(count_BT), torch.ones_like(count_BT, dtype=torch.bool), count_BT)
-    else:
-        selection = select(count_BT, n_places, before_B)
-    return Gathered(selection, rows_A, n_seen)
+    rows_A = crowd.order_B[: size.n_rows] if size.n_rows < len(crowd.order_B) else None
+    count_BT, before_B = (t if rows_A is None else t.index_select(0, rows_A) for t in (crowd.count_BT, crowd.before_B))
+    if count_BT.shape[1] > 1:
+        return Gathered(select(count_BT, size.n_places, before_B), rows_A, size.n_seen)
+    taken_A1 = count_BT > before_B[:, None]
+    return Gathered(Selection(torch.zeros_like(count_BT), taken_A1, count_BT * taken_A1), rows_A, size.n_seen, True)
 
 
 @dataclass(slots=True)
@@ -135,6 +174,11 @@ class Call:
     documents_BT: Tensor | None = None
     cache: Cache | None = None
 
+    @property
+    def recorded(self) -> bool:
+        """Whether this is a step whose pieces are recorded."""
+        return self.cache is not None and self.cache.pieces.records
+
     @classmethod
     def whole(
         cls,
@@ -166,8 +210,9 @@ class Call:
             mask_ACC = None if documents_AC is None else (documents_AC[..., None] == documents_AC[:, None]).tril()
             return Sight(rotation, mask_ACC, None, positions_AC)
         places_AC = block.places(self.sight.slots[numbers[0]])
-        seen_ACS = torch.arange(block.n_seen, device=places_AC.device) <= places_AC[..., None]
-        slots = {n: SlotOfRows(self.sight.slots[n], block.rows_A, block.n_seen) for n in numbers}
+        n_seen = block.n_seen or self.sight.slots[numbers[0]].k_BHLK.shape[2]
+        seen_ACS = torch.arange(n_seen, device=places_AC.device) <= places_AC[..., None]
+        slots = {n: SlotOfRows(self.sight.slots[n], block.rows_A, n_seen) for n in numbers}
         return Sight(rotation, seen_ACS, dict(slots), places_AC)
 
     def rereading(self, numbers: list[int], block: Gathered | None) -> Sight:

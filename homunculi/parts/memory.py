@@ -119,12 +119,16 @@ class AssociativeMemory(nn.Module):
         write_BC1: Tensor | None,
         head_gate_BCH: Tensor | None,
         taps: TapPoint,
-        state_BHKK: Tensor,
-        rows_A: Tensor | None,
+        state: tuple[Tensor, Tensor | None, Tensor | None],
     ) -> Tensor:
-        """`forward` of one token a row, where `one_token.fits`: changes `state_BHKK` in place, in rows `rows_A` (None:
-        in all), and returns the read-out alone."""
-        *qkv, forget_BCH, write_BCH = self._bring(x_BCD, write_BC1, taps, None)
+        """`forward` of one token a row, where `one_token.fits`, with the read-out alone as its result.
+
+        Args:
+            state: memories, changed in place; which rows of theirs are meant (A,), None: all; which of those have a
+                token (A, 1), None: all.
+        """
+        state_BHKK, rows_A, taken_A1 = state
+        *qkv, forget_BCH, write_BCH = self._bring(x_BCD, write_BC1, taps, taken_A1)
         q_BHK, k_BHK, v_BHK = (t[:, 0] for t in qkv)
         kept_BH, write_BH = (-forget_BCH[:, 0]).exp(), write_BCH[:, 0]
         z_BHK = one_token.remember(

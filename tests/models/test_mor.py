@@ -20,8 +20,9 @@ from homunculi.errors import InputError
 from homunculi.experiments.certify import certify
 from homunculi.experiments.subject import add_noise
 from homunculi.models import build
-from homunculi.models.mor import Config, MoR, stand_in_gap
+from homunculi.models.mor import Config, MoR
 from homunculi.parts.block import Block
+from homunculi.parts.expert_choice import stand_in_gap
 from homunculi.parts.routers import RoutingOptions, Span
 from homunculi.settings import override
 from homunculi.train.loss import TrainingLoss

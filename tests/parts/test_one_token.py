@@ -61,7 +61,7 @@ def test_one_token_is_remembered_and_read_as_in_a_chunk_of_one(rule, rows):
     before = state if asked is None else state[asked]
     wanted, after = memory(x_B1D, write, gate, NO_TAPS, None, before)
     changed = state.clone()
-    found = memory.remember(x_B1D, write, gate, NO_TAPS, changed, asked)
+    found = memory.remember(x_B1D, write, gate, NO_TAPS, (changed, asked, None))
     torch.testing.assert_close(found, wanted)
     torch.testing.assert_close(changed if asked is None else changed[asked], after)
     if asked is not None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from homunculi.core.cache import KVSlot, SlotOfRows
 from homunculi.core.taps import NO_TAPS, Recording, Taps
-from homunculi.parts.gathered import Gathered, GatheredTaps, gather, gather_now
+from homunculi.parts.gathered import Gathered, GatheredTaps, gather, gather_now, look, measure
 from homunculi.parts.routing import Quota, RoutedSlot, admit, put_sum, select, take
 
 SHARES = [(0.5, 0), (1 / 3, 2), (2 / 3, 1), (1.0, 0), (0.05, 3)]
@@ -114,19 +114,40 @@ def takers(taking: list[list[int]]) -> Tensor:
     return torch.tensor(taking).cumsum(1)
 
 
+def gathered_now(count_BT: Tensor, before_B: Tensor, recorded: bool = False) -> Gathered | None:
+    crowd = look(count_BT, before_B)
+    return gather_now(crowd, measure(crowd, recorded))
+
+
 def test_the_host_finds_the_smallest_block_and_the_rows_that_take_part() -> None:
     nothing = torch.zeros(3, dtype=torch.long)
-    assert gather_now(takers([[0, 0], [0, 0], [0, 0]]), nothing) is None
-    some = gather_now(takers([[0, 0, 0], [1, 0, 1], [0, 1, 0]]), nothing)
+    assert gathered_now(takers([[0, 0], [0, 0], [0, 0]]), nothing) is None
+    some = gathered_now(takers([[0, 0, 0], [1, 0, 1], [0, 1, 0]]), nothing)
     assert some is not None and some.rows_A is not None
     assert some.rows_A.tolist() == [1, 2] and some.selection.index_BC.tolist() == [[0, 2], [1, 0]] and some.n_seen == 2
-    everyone = gather_now(5 + takers([[1], [1], [1]]), 5 + nothing)
+    everyone = gathered_now(5 + takers([[1], [1], [1]]), 5 + nothing)
     assert everyone is not None and everyone.rows_A is None and everyone.n_seen == 6
+
+
+def test_a_recorded_block_has_rows_to_spare_that_nothing_happens_to() -> None:
+    took_B = torch.zeros(64, dtype=torch.long)
+    took_B[[3, 17, 40, 41, 63]] = 1
+    block = gathered_now(7 + took_B[:, None], torch.full((64,), 7), recorded=True)
+    assert block is not None and block.rows_A is not None and len(block.rows_A) == 8
+    assert (
+        block.rows_A[:5].tolist() == [3, 17, 40, 41, 63]
+        and block.selection.taken_BC[:, 0].tolist() == [True] * 5 + [False] * 3
+    )
+    slot = KVSlot.empty((64, 1, 20, 2), torch.float32, torch.device("cpu"))
+    assert block.places(slot)[:, 0].tolist() == [7] * 5 + [19] * 3
+    x_BTD = torch.randn(64, 1, 4)
+    expected = x_BTD + took_B[:, None, None]
+    torch.testing.assert_close(block.put_sum(x_BTD, torch.ones(8, 1, 4)), expected)
 
 
 def test_some_rows_change_and_the_others_stay() -> None:
     x_BTD = torch.randn(3, 2, 4)
-    block = gather_now(takers([[0, 0], [1, 0], [0, 1]]), torch.zeros(3, dtype=torch.long))
+    block = gathered_now(takers([[0, 0], [1, 0], [0, 1]]), torch.zeros(3, dtype=torch.long))
     assert block is not None
     assert torch.equal(block.take(x_BTD)[:, 0], torch.stack([x_BTD[1, 0], x_BTD[2, 1]]))
     assert torch.equal(block.take_numbers(torch.tensor([[7, 8]])), torch.tensor([[7], [8]]))

@@ -17,12 +17,13 @@ from ...core.budget import Budget
 from ...core.cache import Cache, KVSlot
 from ...core.model import LanguageModel
 from ...core.output import Hidden
+from ...core.pieces import at_once
 from ...core.schedule import shared
 from ...core.taps import NO_TAPS, TapPoint
 from ...errors import InputError
 from ...parts.block import Block
 from ...parts.experts import Experts
-from ...parts.gathered import Gathered, GatheredTaps, gather, gather_now
+from ...parts.gathered import GatheredTaps, Size, gather, gather_now, look, measure
 from ...parts.kv_sharing import Kept
 from ...parts.linear import Linear
 from ...parts.mlp import feed_forward
@@ -35,7 +36,7 @@ from .costs import budget_of, count_filled
 from .learning import count, follow, foresee, loss_terms
 from .paths import PathRouter
 from .regions import Amygdala, Neocortex, Packet, Prefrontal, Temporal, feel, scaled
-from .state import Call, Felt, Mind, Passed, Place, Slot
+from .state import Call, Chosen, Felt, Mind, Passed, Place, Slot
 
 
 @architecture("homunculi", Config, variants=VARIANTS, parts=PARTS)
@@ -48,6 +49,7 @@ class Homunculi(LanguageModel):
 
     router: Router
     dopamine_G: Tensor
+    in_pieces = True
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -121,18 +123,18 @@ class Homunculi(LanguageModel):
     ) -> Hidden:
         if documents_BT is not None:
             raise InputError("text.document_mask: memory and packet run over whole sequences; set it to false")
-        call = self._call(ids_BT, cache)
-        x_BTD = self.embed(ids_BT)
-        x_BTD = taps("embed", x_BTD.to(self.compute_dtype or x_BTD.dtype))
-        mind = self._awake(x_BTD, call, taps)
-        mind.x_BTD = self.first(x_BTD, call.rotation, taps.at(0), call.mask_BTS, call.kv(0))
+        run = at_once if cache is None else cache.pieces
+        call, mind = run("first", self._awake, ids_BT, taps, cache)
         choices: list[Choice] = []
         passed: list[Passed] = []
         for r in range(self.config.n_passes):
-            levels = self._levels(mind, r, call, taps)
-            choices.append(self._route(mind, levels, r, choices, call, taps))
-            passed.append(self._think(mind, choices[r], levels, r, call, taps))
-        x_BTD = self.last(mind.x_BTD, call.rotation, taps.at(len(self.schedule) - 1), call.mask_BTS, call.kv(-1))
+            chosen = run("choose", self._choose, mind, r, choices[-1] if choices else None, call, taps)
+            size = None if chosen.crowd is None else measure(chosen.crowd, call.recorded)
+            mind, left = run(size, self._think, mind, chosen, size, r, call, taps)
+            choices.append(chosen.choice)
+            passed.append(left)
+        here = taps.at(len(self.schedule) - 1)
+        x_BTD = run("last", self.last, mind.x_BTD, call.rotation, here, call.mask_BTS, call.kv(-1))
         if cache is not None:
             return Hidden(x_BTD)
         foreseen = foresee(self, ids_BT, passed[0], x_BTD)
@@ -163,13 +165,33 @@ class Homunculi(LanguageModel):
     def _dtype(self) -> torch.dtype:
         return self.compute_dtype or self.embed.weight.dtype
 
-    def _awake(self, x_BTD: Tensor, call: Call, taps: TapPoint) -> Mind:
-        B, T = x_BTD.shape[:2]
+    def _awake(self, ids_BT: Tensor, taps: TapPoint, cache: Cache | None) -> tuple[Call, Mind]:
+        """The state before the first pass."""
+        call = self._call(ids_BT, cache)
+        x_BTD = self.embed(ids_BT)
+        x_BTD = taps("embed", x_BTD.to(self.compute_dtype or x_BTD.dtype))
         valid_BT = call.span.valid_BT
-        took_BT = torch.ones(B, T, dtype=torch.bool, device=x_BTD.device) if valid_BT is None else valid_BT
-        salience = None if self.amygdala is None else self.amygdala(x_BTD, taps)[0]
-        plan = None if self.prefrontal is None else x_BTD.new_zeros(B, T, self.config.plan_width)
-        return Mind(x_BTD, took_BT, salience, plan)
+        took_BT = torch.ones_like(ids_BT, dtype=torch.bool) if valid_BT is None else valid_BT
+        salience_BT1 = None if self.amygdala is None else self.amygdala(x_BTD, taps)[0]
+        plan_BTP = None if self.prefrontal is None else x_BTD.new_zeros(*ids_BT.shape, self.config.plan_width)
+        x_BTD = self.first(x_BTD, call.rotation, taps.at(0), call.mask_BTS, call.kv(0))
+        return call, Mind(x_BTD, took_BT, salience_BT1, plan_BTP)
+
+    def _choose(self, mind: Mind, r: int, last: Choice | None, call: Call, taps: TapPoint) -> Chosen:
+        """What the packet says before a pass, and who takes it; in a cache they are counted."""
+        levels = self._levels(mind, r, call, taps)
+        choice = self._route(mind, levels, r, last, call, taps)
+        if call.cache is None:
+            return Chosen(choice, levels, None)
+        count_B, count_BT = self._slot(call, r).routed.count_B, choice.count_BT
+        before_B = count_B.clone()
+        if count_BT is None:
+            count_BT = before_B[:, None] + mind.took_BT.long().cumsum(1)
+        count_B.copy_(count_BT[:, -1])
+        crowd = look(count_BT, before_B)
+        return Chosen(
+            choice, levels, crowd._replace(sizes=None) if choice.count_BT is None and call.recorded else crowd
+        )
 
     def _levels(self, mind: Mind, r: int, call: Call, taps: TapPoint) -> dict[str, Tensor]:
         """The packet's signals of a pass, by name, each (B, T, 1)."""
@@ -189,7 +211,7 @@ class Homunculi(LanguageModel):
         return r in self.router.routed if self.config.router != "token_choice" else r == 0
 
     def _route(
-        self, mind: Mind, levels: dict[str, Tensor], r: int, choices: list[Choice], call: Call, taps: TapPoint
+        self, mind: Mind, levels: dict[str, Tensor], r: int, last: Choice | None, call: Call, taps: TapPoint
     ) -> Choice:
         """Who takes the pass: salience, a wish to halt and the packet's patience move the router's score."""
         score = self.router.score(r, mind.x_BTD)
@@ -208,24 +230,20 @@ class Homunculi(LanguageModel):
                 score = score + urge_BT1 * self.router.depth_E.to(score.dtype)
             else:
                 score = score + urge_BT1[..., 0]
-        return self.router.choose(r, mind.x_BTD, score, choices[-1] if choices else None, call.span, taps)
+        return self.router.choose(r, mind.x_BTD, score, last, call.span, taps)
 
-    def _place(self, choice: Choice, r: int, call: Call, mind: Mind) -> Place | None:
+    def _place(self, chosen: Chosen, size: Size | None, r: int, call: Call, mind: Mind) -> Place | None:
         """Where those who take the pass stand; None: while decoding, nobody takes it."""
         B, T = mind.x_BTD.shape[:2]
-        device = mind.x_BTD.device
-        if call.cache is None or call.span.counts is None:
-            if choice.count_BT is None:
-                return Place(None, None, call.span.positions_BT, call.rotation, T, r, device)
-            block: Gathered | None = gather(choice.count_BT, self.router.places(r, T))
+        device, count_BT = mind.x_BTD.device, chosen.choice.count_BT
+        if chosen.crowd is not None and size is not None:
+            block = gather_now(chosen.crowd, size)
+            if block is None:
+                return None
+        elif count_BT is None:
+            return Place(None, None, call.span.positions_BT, call.rotation, T, r, device)
         else:
-            before_B, count_BT = self._slot(call, r).routed.count_B, choice.count_BT
-            if count_BT is None:
-                count_BT = before_B[:, None] + mind.took_BT.long().cumsum(1)
-            block = gather_now(count_BT, before_B)
-            self._slot(call, r).routed.count_B.copy_(count_BT[:, -1])
-        if block is None:
-            return None
+            block = gather(count_BT, self.router.places(r, T))
         positions_BC = block.take_numbers(call.span.positions_BT.expand(B, T))
         rotation = self.rope.at(positions_BC, self._dtype)
         return Place(block, block.selection.taken_BC, positions_BC, rotation, positions_BC.shape[1], r, device)
@@ -234,16 +252,16 @@ class Homunculi(LanguageModel):
         return call.slot(self.first_steps[r])
 
     def _think(
-        self, mind: Mind, choice: Choice, levels: dict[str, Tensor], r: int, call: Call, taps: TapPoint
-    ) -> Passed:
-        """One pass over those who take part. Changes `mind`."""
-        context = None
+        self, mind: Mind, chosen: Chosen, size: Size | None, r: int, call: Call, taps: TapPoint
+    ) -> tuple[Mind, Passed]:
+        """One pass over those who take part."""
+        mind, choice, levels, context = replace(mind), chosen.choice, chosen.levels, None
         if self.prefrontal is not None and mind.plan_BTP is not None:
             context = self.prefrontal.recall(mind.plan_BTP, self._slot(call, r), call.span.valid_BT)
-        place = self._place(choice, r, call, mind)
+        place = self._place(chosen, size, r, call, mind)
         mind.took_BT = mind.took_BT if choice.taking_BT is None else choice.taking_BT
         if place is None:
-            return Passed(mind.x_BTD, None, [], {}, {})
+            return mind, Passed(mind.x_BTD, None, [], {}, {})
         felt = feel(self.packet, mind, levels, place)
         start_BCD = y_BCD = place.pick(mind.x_BTD)
         forecast, loads = None, []
@@ -270,7 +288,7 @@ class Homunculi(LanguageModel):
                 change_BCD = place.pick(choice.gate_BT[..., None]) * change_BCD
             mind.x_BTD = place.add(mind.x_BTD, change_BCD)
         gains = {f"gain_{name}": gain for name, gain in felt.gains.items() if gain is not None}
-        return Passed(mind.x_BTD, forecast, loads, levels | gains, felt.paths)
+        return mind, Passed(mind.x_BTD, forecast, loads, levels | gains, felt.paths)
 
     def _send(self, name: str, y_BCD: Tensor, mind: Mind, place: Place, felt: Felt, call: Call, taps: TapPoint) -> Felt:
         """With the choice of who goes through a region, where it can be gone past."""

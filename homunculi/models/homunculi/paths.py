@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.taps import TapPoint
-from ...parts.gathered import Gathered, gather, gather_now
+from ...parts.gathered import Gathered, gather, gather_now, look, measure
 from ...parts.linear import Linear
 from ...parts.routers import scored, seated
 from ...parts.routing import Quota
@@ -79,7 +79,8 @@ class PathRouter(nn.Module):
         if slot is None or before_A is None:
             block: Gathered | None = gather(count_BC, self.places(place.n_places))
         else:
-            block = gather_now(count_BC, before_A)
+            crowd = look(count_BC, before_A)
+            block = gather_now(crowd, measure(crowd, recorded=False))
             through = place.rows(slot.through_BN).clone()
             through[:, self.number] = count_BC[:, -1]
             place.write_rows(slot.through_BN, through)

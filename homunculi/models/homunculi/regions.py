@@ -53,10 +53,8 @@ class Temporal(nn.Module):
         if self.memory is None:
             return y_BCD
         if slot is not None and "memory" not in felt.paths and one_token.fits(n_BCD, n_BCD.shape[1]):
-            rows_A = None if place.block is None else place.block.rows_A
-            return y_BCD + self.memory.remember(
-                n_BCD, _write(felt), felt.open_heads_BCH, taps, slot.memory_BHKK, rows_A
-            )
+            state = slot.memory_BHKK, None if place.block is None else place.block.rows_A, place.taken_BC
+            return y_BCD + self.memory.remember(n_BCD, _write(felt), felt.open_heads_BCH, taps, state)
         state_BHKK = None if slot is None else place.rows(slot.memory_BHKK)
         if "memory" in felt.paths:
             y_BCD, after_BHKK = self._bind_some(n_BCD, y_BCD, felt, taps, state_BHKK)
@@ -104,8 +102,8 @@ class Temporal(nn.Module):
         if slot is None or place.block is None:
             return None, None
         where_BC = place.block.places(slot.routed.kv)
-        seen_BCS = self._near(where_BC, place.block.n_seen)
-        return seen_BCS, (SlotOfRows(slot.routed.kv, place.block.rows_A, place.block.n_seen), where_BC)
+        kv = SlotOfRows(slot.routed.kv, place.block.rows_A, place.block.n_seen)
+        return self._near(where_BC, kv.n_places), (kv, where_BC)
 
     def _near(self, where_BC: Tensor, n_keys: int) -> Tensor:
         """Which keys, by place, a query at a place may see, (B, C, S)."""

@@ -7,15 +7,16 @@ summary, E experts, R passes, N sampled positions, V vocabulary; a trailing 1 is
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...core.cache import Cache, KVSlot
 from ...core.modulation import Modulation
-from ...parts.gathered import Gathered
+from ...parts.gathered import Crowd, Gathered
 from ...parts.kv_sharing import Earlier
-from ...parts.routers import Span
+from ...parts.routers import Choice, Span
 from ...parts.routing import RoutedSlot
 from .config import Config
 
@@ -143,6 +144,11 @@ class Call:
     span: Span
     kept: tuple[KVSlot, ...] = ()
 
+    @property
+    def recorded(self) -> bool:
+        """Whether this is a step whose pieces are recorded."""
+        return self.cache is not None and self.cache.pieces.records
+
     def kv(self, i: int) -> tuple[KVSlot, Tensor] | None:
         return None if self.cache is None else (self.cache.at(i), self.span.positions_BT)
 
@@ -156,8 +162,22 @@ class Call:
         kv = self.kept[k]
         if r == 0:
             return kv
-        n = kv.k_BHLK.shape[2] if self.cache is None else self.cache.longest + self.span.positions_BT.shape[1]
-        return Earlier(kv, n_places=n)
+        if self.cache is None or self.recorded:  # a recording must hold while the cache fills
+            return Earlier(kv)
+        return Earlier(kv, n_places=self.cache.longest + self.span.positions_BT.shape[1])
+
+
+class Chosen(NamedTuple):
+    """What is settled before a pass.
+
+    Attributes:
+        levels: the packet's signals by name, each (B, T, 1).
+        crowd: who takes the pass, in a cache.
+    """
+
+    choice: Choice
+    levels: dict[str, Tensor]
+    crowd: Crowd | None
 
 
 @dataclass(frozen=True, slots=True)
