@@ -15,6 +15,7 @@ stream.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -28,8 +29,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from homunculi.core.model import LanguageModel
+from homunculi.core.pieces import Pieces
 from homunculi.evals.generation import Sampling, generate
-from homunculi.experiments.peak import Clock, describe_device, synchronize
+from homunculi.experiments.peak import Clock, describe_device
 from homunculi.models import get
 from homunculi.parts import one_token
 from homunculi.settings import fields_of, override
@@ -127,7 +129,7 @@ def training_step(model: LanguageModel, ids: Tensor, device: torch.device) -> Ca
 
 
 def compare_decoding(models: list[LanguageModel], args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Median milliseconds of a decoding step of `rows` rows, after the prompt, in turns."""
+    """Milliseconds of a decoding step of `rows` rows, after the prompt, in turns."""
     prompts = torch.randint(args.vocab_size, (args.rows, args.prompt)).tolist()
     decode_ms(models[0], prompts, 8, device)
     decode_ms(models[1], prompts, 8, device)
@@ -142,8 +144,9 @@ def compare_decoding(models: list[LanguageModel], args: argparse.Namespace, devi
 
 @contextmanager
 def counted_kernels() -> Iterator[list[int]]:
-    """The FLOPs of decoding's own kernels, which torch's counter does not see: a number a call."""
-    attend, remember, found = one_token.attend, one_token.remember, list[int]()
+    """The FLOPs of decoding's own kernels, which torch's counter does not see: a number a call. Nothing is recorded:
+    replays are not seen either."""
+    attend, remember, record, found = one_token.attend, one_token.remember, Pieces.record, list[int]()
 
     def attend_counted(q_AHK: Tensor, k_BGLK: Tensor, v_BGLK: Tensor, last_A: Tensor, *rest: Any) -> Tensor:
         seen_A = last_A + 1 if len(rest) < 2 or not rest[1] else (last_A + 1).clamp(max=rest[1])
@@ -155,20 +158,21 @@ def counted_kernels() -> Iterator[list[int]]:
         return remember(qkv_AHK, *rest, **options)
 
     one_token.attend, one_token.remember = attend_counted, remember_counted
+    Pieces.record = lambda *_: None  # type: ignore[method-assign, assignment]
     try:
         yield found
     finally:
         one_token.attend, one_token.remember = attend, remember
+        Pieces.record = record  # type: ignore[method-assign]
 
 
 def decode_ms(model: LanguageModel, prompts: list[list[int]], n_tokens: int, device: torch.device) -> float:
-    began = 0.0
+    """Median milliseconds of a step: the first ones are recorded, which takes longer."""
+    marks = []
     for next_B in generate(model.eval(), prompts, n_tokens, Sampling(temperature=0)):
-        if not began:
-            next_B.tolist()
-            began = time.perf_counter()
-    synchronize(device)
-    return 1e3 * (time.perf_counter() - began) / (n_tokens - 1)
+        next_B.tolist()
+        marks.append(time.perf_counter())
+    return 1e3 * statistics.median(b - a for a, b in itertools.pairwise(marks))
 
 
 def savings(flops: list[float], ms: list[float]) -> dict[str, Any]:

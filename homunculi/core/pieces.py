@@ -12,10 +12,11 @@ arguments are results of earlier pieces of the step, or the same objects in ever
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -42,7 +43,18 @@ class Recording:
     result: Any
 
 
-Recorder = Callable[[Callable[[], Any]], Recording]
+class Recorder(Protocol):
+    """What makes recordings."""
+
+    def watch(self, piece: Callable[[], Result]) -> tuple[Result, bool]:
+        """Run a piece; its result, and whether it can be recorded."""
+
+    def record(self, piece: Callable[[], Any]) -> Recording:
+        """Record a piece without running it.
+
+        Raises:
+            RuntimeError: it cannot be recorded after all.
+        """
 
 
 class Pieces:
@@ -54,7 +66,7 @@ class Pieces:
     """
 
     def __init__(self) -> None:
-        self._record: Recorder | None = None
+        self._recorder: Recorder | None = None
         self._found: dict[tuple[Hashable, ...], Recording] = {}
         self._met: set[tuple[Hashable, ...]] = set()
         self._path: tuple[Hashable, ...] = ()
@@ -63,11 +75,11 @@ class Pieces:
     @property
     def records(self) -> bool:
         """Whether this step is recorded: its shapes must depend on keys alone."""
-        return self._stepping and self._record is not None
+        return self._stepping and self._recorder is not None
 
     def record(self, recorder: Recorder) -> None:
         """From now on record steps."""
-        self._record = recorder
+        self._recorder = recorder
 
     @contextmanager
     def step(self, recordable: bool) -> Iterator[None]:
@@ -91,37 +103,59 @@ class Pieces:
                 return piece(*given)
             found = self._found[path] = recording
         else:
-            self._met.add(path)
             self._still = False  # what follows has arguments that no replay will fill
-            return piece(*given)
+            return self._meet(path, lambda: piece(*given))
         found.replay()
         return found.result
 
+    def _meet(self, path: tuple[Hashable, ...], piece: Callable[[], Result]) -> Result:
+        if path in self._met or self._recorder is None:
+            return piece()
+        self._met.add(path)
+        result, recordable = self._recorder.watch(piece)
+        if not recordable:
+            self._recorder = None
+        return result
+
     def _try(self, piece: Callable[[], Any]) -> Recording | None:
-        assert self._record is not None
+        assert self._recorder is not None
         try:
-            return self._record(piece)
-        except RuntimeError:  # it reads on the host, or does what a graph cannot hold
-            self._record = None
+            return self._recorder.record(piece)
+        except RuntimeError:
+            self._recorder = None
             return None
 
 
 class GraphRecorder:
-    """Records pieces as CUDA graphs that share their memory. A recorded piece has not run: replay it."""
+    """Records pieces as CUDA graphs that share their memory."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()
 
-    def __call__(self, piece: Callable[[], Any]) -> Recording:
-        """Record one piece.
+    def watch(self, piece: Callable[[], Result]) -> tuple[Result, bool]:
+        """See `Recorder`. What waits for the device cannot be recorded, and a recording that fails spoils the device's
+        generator of random numbers: so it is asked first."""
+        mode = torch.cuda.get_sync_debug_mode()
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                result = piece()
+            finally:
+                torch.cuda.set_sync_debug_mode(mode)
+        waited = [one for one in said if "synchroniz" in str(one.message)]
+        for one in said:
+            if one not in waited:
+                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+        return result, not waited
 
-        Raises:
-            RuntimeError: it cannot be recorded.
-        """
+    def record(self, piece: Callable[[], Any]) -> Recording:
+        """See `Recorder`."""
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self._stream), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a piece without any work is a graph like another
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 result = piece()

@@ -268,6 +268,8 @@ class MoR(LanguageModel):
         for r in range(self.config.n_passes):
             choice, crowd = run("choose", self._choose, r, x_BTD, choices[-1] if choices else None, call, taps)
             size = None if crowd is None else gathered.measure(crowd, call.recorded)
+            if size is not None and not size.n_rows:
+                break  # nor does anybody take the passes after it
             x_BTD = run(size, self._pass, r, x_BTD, choice, (crowd, size), call, taps)
             choices.append(choice)
         x_BTD = run("last", self._run, self.last, x_BTD, call.sight, taps)

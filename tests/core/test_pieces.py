@@ -27,7 +27,10 @@ class FakeRecorder:
         self.state, self.n_recorded, self.n_replayed = state, 0, 0
         self.made: list[Tensor] = []
 
-    def __call__(self, piece: Callable[[], Any]) -> Recording:
+    def watch(self, piece: Callable[[], Any]) -> tuple[Any, bool]:
+        return piece(), True
+
+    def record(self, piece: Callable[[], Any]) -> Recording:
         kept = [(t, t.clone()) for t in self.state()]
         result = piece()
         for tensor, before in kept:
@@ -100,17 +103,24 @@ def test_steps_that_must_not_be_recorded_run_as_they_are() -> None:
 
 
 def test_a_piece_that_cannot_be_recorded_runs_and_ends_recording() -> None:
-    pieces = Pieces()
+    class Refusing(FakeRecorder):
+        def record(self, piece: Callable[[], Any]) -> Recording:
+            raise RuntimeError("operation not permitted when stream is capturing")
 
-    def refuses(piece: Callable[[], Any]) -> Recording:
-        raise RuntimeError("operation not permitted when stream is capturing")
+    class Waiting(FakeRecorder):
+        def watch(self, piece: Callable[[], Any]) -> tuple[Any, bool]:
+            return piece(), False
 
-    pieces.record(refuses)
-    for _ in range(3):
+    for kind, n_steps in ((Refusing, 2), (Waiting, 1)):
+        pieces = Pieces()
+        recorder = kind(lambda: [])
+        pieces.record(recorder)
+        for _ in range(n_steps):
+            with pieces.step(True):
+                assert pieces.records and pieces("one", torch.ones, 2).sum() == 2
         with pieces.step(True):
-            assert pieces("one", torch.ones, 2).sum() == 2
-    with pieces.step(True):
-        assert not pieces.records
+            assert not pieces.records and pieces("one", torch.ones, 2).sum() == 2
+        assert recorder.n_recorded == 0
 
 
 SHAPE = {"vocab_size": 23, "d_model": 16, "n_heads": 2, "max_seq_len": 24}
