@@ -35,7 +35,17 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"router": "expert_choice", "kv": "shared", "n_kv_heads": 2},
         {"n_slots": 6, "sharing": "cycle", "capacities": (0.5, 0.3, 0.1)},
     ],
-    "ncn": [{"n_blocks": 2, "n_controls": 3}, {"n_blocks": 2, "signals": ()}],
+    "ncn": [
+        {"n_blocks": 2, "n_controls": 3},
+        {"n_blocks": 2, "signals": ()},
+        {
+            "n_blocks": 3,
+            "statistics": ("change",),
+            "signals": ("film", "dropout"),
+            "dropout": 0.1,
+            "instruction_tokens": 3,
+        },
+    ],
     "recursive": [
         {"n_slots": 10, "n_passes": 4, **CUT},
         {"n_slots": 6, "sharing": "sequence", "injection": "concat", "start": "zeros"},

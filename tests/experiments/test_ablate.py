@@ -142,6 +142,24 @@ def test_parts_that_are_switched_on_can_be_taken_out() -> None:
     ]
 
 
+def test_every_input_and_effect_of_a_controller_can_be_taken_out() -> None:
+    on = ["model.signals=gain,gate,heads,film,beta,dropout", "model.dropout=0.1", "model.recurrence=gated"]
+    on += [
+        "model.instruction_tokens=2",
+        "model.statistics=change",
+        "model.skip_below=0.1",
+        "model.skip_block_below=0.1",
+    ]
+    made, left_out = variants(small("ncn", *on), [], HOW, MATCH)
+    assert not left_out
+    ways = {variant.name for variant in made}
+    assert {f"{name}-removed" for name in ("gain", "gate", "heads", "film", "beta", "dropout", "controller")} <= ways
+    assert {
+        f"{name}-{how}" for name in ("recurrence", "instruction", "statistics") for how in HOW if how != "replaced"
+    } <= ways
+    assert "heads-neutral" in ways and "dropout-neutral" not in ways
+
+
 def test_what_is_taken_out_is_gone_and_other_interventions_stay() -> None:
     config = small("homunculi", "train.interventions=steps.*.mlp.out=neutral:1.0")
     made = {variant.name: override(config, variant.assignments) for variant in variants(config, [], HOW, MATCH)[0]}

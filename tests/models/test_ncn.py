@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -10,42 +11,11 @@ from torch import Tensor
 
 from homunculi.core.taps import Recording, Taps
 from homunculi.errors import InputError
-from homunculi.experiments.subject import add_noise
 from homunculi.models import build
-from homunculi.models.ncn import MAPS, NCN, VARIANTS
+from homunculi.models.ncn import MAPS, VARIANTS
+from homunculi.models.ncn.config import FACTORS
 from homunculi.train.loss import TrainingLoss
-
-TINY: dict[str, Any] = {"vocab_size": 23, "d_model": 16, "n_blocks": 2, "n_heads": 4, "max_seq_len": 16, "d_control": 8}
-POOLINGS: list[dict[str, Any]] = [
-    {"pooling": "causal"},
-    {"pooling": "decay"},
-    {"pooling": "refreshed", "refresh_every": 3},
-    {"pooling": "last"},
-]
-
-
-def fresh(**config: Any) -> NCN:
-    torch.manual_seed(0)
-    model = build("ncn", **(TINY | config))
-    assert isinstance(model, NCN)
-    return model.eval()
-
-
-def moved(**config: Any) -> NCN:
-    """In float64, with signals far from neutral."""
-    model = fresh(**config).double()
-    add_noise(model, seed=1)
-    if model.controller is not None:
-        torch.nn.init.normal_(model.controller.out.weight, std=0.5)
-    return model
-
-
-def ids(n_rows: int = 2, n_tokens: int = 16) -> Tensor:
-    return torch.randint(23, (n_rows, n_tokens), generator=torch.Generator().manual_seed(1))
-
-
-def set_to(value: float) -> Any:
-    return lambda tensor, name: torch.full_like(tensor, value)
+from tests.models.controlled import OPTIONS, POOLINGS, TINY, fresh, ids, moved, set_to
 
 
 @pytest.mark.parametrize(
@@ -54,6 +24,24 @@ def set_to(value: float) -> Any:
         ({"signals": ("gain", "dopamine")}, "model.signals: dopamine"),
         ({"signals": ("gain", "gain")}, "model.signals"),
         ({"signals": (), "n_controls": 2}, "model.n_controls"),
+        ({"signals": (), "instruction_tokens": 2}, "model.instruction_tokens"),
+        ({"signals": (), "statistics": ("change",)}, "model.statistics"),
+        ({"signals": (), "recurrence": "gated"}, "model.recurrence"),
+        ({"signals": ("gain", "beta"), "activation": "relu2"}, "model.signals: beta only scales relu2"),
+        ({"signals": ("dropout",)}, "model.dropout: 0.0 cannot be changed"),
+        ({"signals": ("dropout",), "dropout": 0.5}, "model.dropout"),
+        ({"statistics": ("entropy", "mood")}, "model.statistics: mood"),
+        ({"statistics": ("change",), "n_blocks": 1}, "model.statistics"),
+        ({"instruction_tokens": 17}, "model.instruction_tokens"),
+        ({"instruction_tokens": -1}, "model.instruction_tokens"),
+        ({"recurrence": "lstm"}, "model.recurrence: lstm is none of none, gated"),
+        ({"pooling": "full"}, "model.pooling: full is none of causal, decay, refreshed, adiabatic, last; the form"),
+        ({"refresh_above": 1.0}, "model.refresh_above"),
+        ({"refresh_above": 0.0}, "model.refresh_above"),
+        ({"film_rank": 0}, "model.film_rank"),
+        ({"precision_per": "token"}, "model.precision_per"),
+        ({"skip_block_below": 1.0}, "model.skip_block_below"),
+        ({"signals": ("gate",), "skip_block_below": 0.1}, "model.skip_block_below"),
         ({"signals": ("gain",), "skip_below": 0.1}, "model.skip_below"),
         ({"signals": ("gate",), "plasticity": "gain"}, "model.plasticity"),
         ({"skip_below": 1.0}, "model.skip_below"),
@@ -82,18 +70,20 @@ def test_a_wrong_field_is_named_in_one_line(config: dict[str, Any], field: str) 
 
 def test_maps_are_exactly_one_at_zero_and_bounded() -> None:
     z = torch.linspace(-50, 50, 1001)
-    for name, (low, high) in {"gain": (0, 2), "gate": (0, 2), "precision": (0.25, 4)}.items():
+    bounds = dict.fromkeys(MAPS, (0, 2)) | dict.fromkeys(FACTORS, (0.25, 4))
+    for name, (low, high) in bounds.items():
         assert MAPS[name](torch.zeros(1)).item() == 1.0
         signal = MAPS[name](z)
         assert signal.min() >= low and signal.max() <= high and (signal.diff() >= 0).all()
     assert MAPS["precision"](torch.tensor(1.3)) * MAPS["precision"](torch.tensor(-1.3)) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("config", [*POOLINGS, {"skip_below": 0.3}, {"precision_per": "head", "n_controls": 2}])
+@pytest.mark.parametrize("config", [*POOLINGS, *OPTIONS, {"skip_below": 0.3}, {"n_controls": 2}])
 def test_the_start_has_the_bits_of_the_plain_transformer_of_the_same_seed(config: dict[str, Any]) -> None:
     model = fresh(**config)
     torch.manual_seed(0)
-    plain = build("gpt", **{name: value for name, value in TINY.items() if name != "d_control"}).eval()
+    shape = TINY | {name: value for name, value in config.items() if name == "n_blocks"}
+    plain = build("gpt", **{name: value for name, value in shape.items() if name != "d_control"}).eval()
     assert torch.equal(model(ids()).logits, plain(ids()).logits)
     assert torch.equal(model.neutral_twin()(ids()).logits, plain(ids()).logits)
     model.compute_dtype = plain.compute_dtype = torch.bfloat16
@@ -117,7 +107,7 @@ def test_the_twin_of_a_moved_model_differs_only_by_control() -> None:
     assert torch.equal(model(ids(), neutral).logits, twin(ids()).logits)
 
 
-@pytest.mark.parametrize("config", POOLINGS)
+@pytest.mark.parametrize("config", [*POOLINGS, *OPTIONS])
 def test_signals_move_with_training(config: dict[str, Any]) -> None:
     model = fresh(**config).train()
     loss_of, optimizer = TrainingLoss(model), torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -127,13 +117,13 @@ def test_signals_move_with_training(config: dict[str, Any]) -> None:
         optimizer.step()
         optimizer.zero_grad()
     found = model.eval()(ids())
-    for name in MAPS:
+    for name in model.config.signals:
         assert found.statistics[f"signal/{name}/variance"] > 0
         assert found.statistics[f"signal/{name}/mean"] != 1
     assert found.loss_terms["homeostasis"] > 0
 
 
-@pytest.mark.parametrize("config", [*POOLINGS, {"precision_per": "head", "skip_below": 0.9}])
+@pytest.mark.parametrize("config", [*POOLINGS, *OPTIONS])
 @pytest.mark.parametrize("sizes", [[16], [1] * 16, [5, 1, 10]])
 def test_any_pieces_through_a_cache_give_the_full_forward(config: dict[str, Any], sizes: list[int]) -> None:
     model = moved(n_kv_heads=2, **config)
@@ -144,7 +134,7 @@ def test_any_pieces_through_a_cache_give_the_full_forward(config: dict[str, Any]
     torch.testing.assert_close(torch.cat(logits, 1), model(ids()).logits, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("config", POOLINGS)
+@pytest.mark.parametrize("config", [*POOLINGS, *OPTIONS])
 def test_rows_of_different_lengths_decode_as_alone(config: dict[str, Any]) -> None:
     model, rows = moved(**config), ids(2)
     whole, lengths_B = model(rows).logits, torch.tensor([9, 4])
@@ -159,7 +149,7 @@ def test_rows_of_different_lengths_decode_as_alone(config: dict[str, Any]) -> No
         torch.testing.assert_close(logits[:, 0], whole[torch.arange(2), at], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("config", [*POOLINGS, {"skip_below": 0.9}])
+@pytest.mark.parametrize("config", [*POOLINGS, *OPTIONS])
 @pytest.mark.parametrize("training", [False, True])
 def test_the_last_token_moves_no_earlier_logit(config: dict[str, Any], training: bool) -> None:
     model, rows = moved(**config).train(training), ids()
@@ -167,14 +157,16 @@ def test_the_last_token_moves_no_earlier_logit(config: dict[str, Any], training:
     rows[:, -1] = (rows[:, -1] + 5) % 23
     after = model(rows).logits
     assert not torch.equal(after[:, -1], before[:, -1])
-    if model.config.skip_below and not training:  # other tokens may be gathered: equal but for the order of sums
+    if (
+        model.config.skip_below or model.config.skip_block_below
+    ) and not training:  # other tokens may be gathered: equal but for the order of sums
         torch.testing.assert_close(after[:, :-1], before[:, :-1], rtol=1e-12, atol=1e-12)
     else:
         assert (after - before)[:, :-1].abs().max() == 0
 
 
 def test_documents_packed_in_a_row_give_what_they_give_apart() -> None:
-    for config in POOLINGS:
+    for config in [*POOLINGS, *OPTIONS]:
         model, row = moved(**config), ids(1)
         packed = model(row, documents_BT=torch.tensor([[0] * 5 + [1] * 1 + [2] * 10])).logits
         apart = torch.cat([model(part).logits for part in row.split([5, 1, 10], dim=1)], dim=1)
@@ -331,5 +323,6 @@ def test_signals_stay_wide_where_activations_are_narrow(config: dict[str, Any]) 
     seen = Recording("*")
     logits = model(ids(), seen).logits
     wide = {name for name, tensor in seen.seen.items() if tensor.dtype == torch.float32}
-    assert wide == {f"control.{name}" for name in model.config.signals}
+    said = {f"control.{name}" for name in model.config.signals if name != "dropout"}
+    assert {re.sub(r"^steps\.\d\.", "", name) for name in wide} == said
     assert logits.dtype == torch.bfloat16

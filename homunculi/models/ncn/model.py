@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from ...core.budget import Budget, count_parameters
 from ...core.cache import Cache, KVSlot
 from ...core.model import LanguageModel
-from ...core.modulation import Modulation
 from ...core.output import Hidden
 from ...core.schedule import in_order
 from ...core.taps import NO_TAPS, TapPoint
@@ -26,9 +25,11 @@ from ...parts.linear import Linear
 from ...parts.norm import RMSNorm
 from ...parts.rope import RotaryEmbedding
 from ..registry import architecture
-from .blocks import ModulatedBlock
-from .config import PARTS, VARIANTS, Config
+from .blocks import Film, ModulatedBlock
+from .config import BARE, PARTS, VARIANTS, Config
 from .controller import Controller
+from .monitors import growth, refreshed, statistics_of
+from .voice import Announced, Conversation, Silence
 
 
 @architecture("ncn", Config, variants=VARIANTS, parts=PARTS)
@@ -55,6 +56,9 @@ class NCN(LanguageModel):
         self.init_weights()
         # Drawn last, so that the rest gets the random numbers that it gets without a controller.
         self.controller = Controller(config) if config.signals else None
+        if "film" in config.signals:
+            for block in self.blocks:
+                block.film = Film(config.film_rank, config.d_model)
         if config.plasticity == "gain":
             self.register_buffer("mean_gain_L", torch.ones(config.n_blocks))
 
@@ -77,39 +81,36 @@ class NCN(LanguageModel):
         x_BTD = taps("embed", x_BTD.to(self.compute_dtype or x_BTD.dtype))
         positions, mask_BTS = positions_and_mask(ids_BT, self.config.max_seq_len, cache, documents_BT)
         rotation = self.rope.at(positions, x_BTD.dtype)
-        signals = {} if self.controller is None else self.controller(x_BTD, taps, documents_BT, cache)
-        modulation, least = Modulation(**signals), self.config.skip_below
-        if least:
-            modulation = replace(modulation, gate=torch.where(signals["gate"] < least, 0.0, signals["gate"]))
+        first_BTD = x_BTD
+        voice, pool_BTD = self._voice(x_BTD, taps, documents_BT, cache)
         for i, step in enumerate(self.schedule):
             slot = None if cache is None else (cache.at(step.slot), positions)
-            x_BTD = self.blocks[step.block](x_BTD, rotation, taps.at(i), mask_BTS, slot, modulation.at(i))
+            before_BTD, effects = x_BTD, voice.effects(i)
+            x_BTD = self.blocks[step.block](x_BTD, rotation, voice.taps(i), mask_BTS, slot, effects)
+            voice.hear(i, before_BTD, x_BTD)
+        signals = voice.signals()
         if cache is not None or not signals:
             return Hidden(x_BTD)
-        return Hidden(x_BTD, self._loss_terms(signals), statistics=self._statistics(signals))
+        statistics = statistics_of(signals, self.config) | voice.heard()
+        statistics["growth"] = growth(first_BTD, x_BTD, len(self.schedule))
+        if pool_BTD is not None and self.config.pooling in ("refreshed", "adiabatic"):
+            statistics["refreshed"] = refreshed(pool_BTD)
+        return Hidden(x_BTD, self._loss_terms(signals), statistics=statistics)
+
+    def _voice(
+        self, x_BTD: Tensor, taps: TapPoint, documents_BT: Tensor | None, cache: Cache | None
+    ) -> tuple[Silence, Tensor | None]:
+        """What speaks to the blocks of this call, and the pool that it has read."""
+        if self.controller is None:
+            return Silence(taps), None
+        heard_BTC, pool_BTD = self.controller(x_BTD, self.controller.read(x_BTD.shape[1], documents_BT, cache), taps)
+        speaks = Conversation if self.config.statistics else Announced
+        return speaks(self.controller, heard_BTC, self.config, taps), pool_BTD
 
     def _loss_terms(self, signals: dict[str, Tensor]) -> dict[str, Tensor]:
         """Homeostasis: signals that the loss does not move return to 1; closed gates open again through it."""
         apart = [(signal - 1).square().mean() for signal in signals.values()]
         return {"homeostasis": self.config.homeostasis * torch.stack(apart).sum()}
-
-    @torch.no_grad()
-    def _statistics(self, signals: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Of each signal, averaged over blocks: mean, variance over tokens, variance between the means of sequences,
-        and the share within a tenth of the way to a bound."""
-        found: dict[str, Tensor] = {}
-        for name, signal in signals.items():
-            s = signal.detach().flatten(2)
-            apart = s.log2() / 2 if name == "precision" else s - 1
-            found[f"signal/{name}/mean"] = s.mean()
-            found[f"signal/{name}/variance"] = s.var((0, 1), correction=0).mean()
-            found[f"signal/{name}/between"] = s.mean(1).var(0, correction=0).mean()
-            found[f"signal/{name}/saturated"] = (apart.abs() > 0.9).to(s.dtype).mean()
-        if self.config.skip_below:
-            found["skipped"] = (signals["gate"] < self.config.skip_below).float().mean()
-        if self.config.plasticity == "gain":
-            found["gain_of_blocks"] = signals["gain"].mean((0, 1))
-        return found
 
     def readout(self, x_BTD: Tensor, taps: TapPoint = NO_TAPS) -> Tensor:
         weight_VD = self.embed.weight if self.untied is None else self.untied.weight
@@ -117,54 +118,64 @@ class NCN(LanguageModel):
         return taps("readout.logits", F.linear(x_BTD, weight_VD.to(x_BTD.dtype)))
 
     def new_cache(self, batch_size: int, capacity: int) -> Cache:
-        """Keys and values of each step; in the last slot what the controller's pool remembers."""
+        """Keys and values of each step; in the last slot what the controller remembers."""
         device, dtype = self.embed.weight.device, self.compute_dtype or self.embed.weight.dtype
         if capacity > self.config.max_seq_len:
             raise InputError(f"a cache of {capacity} tokens is more than model.max_seq_len={self.config.max_seq_len}")
         shape = (batch_size, self.config.number_of_kv_heads, capacity, self.config.width_of_heads)
         slots: list[Any] = [KVSlot.empty(shape, dtype, device) for _ in self.schedule]
-        if self.controller is not None and self.controller.pooling is not None:
-            slots.append(self.controller.pooling.new_slot(batch_size))
+        if self.controller is not None:
+            slots.append(self.controller.new_slot(batch_size))
         return Cache(slots, batch_size, capacity, device)
 
     def budget(self, context: int | None = None) -> Budget:
-        """The pool's running sums multiply no matrices and their size does not grow with the context. Skipping is not
-        counted: how much it saves depends on the text (statistic `skipped`)."""
+        """The controller's running sums multiply no matrices and their size does not grow with the context. Skipping is
+        not counted: how much it saves depends on the text (statistics `skipped` and `depth`). The entropy of attention
+        takes its scores once more, without a gradient."""
         n_heads, n_kv_heads, d_head = self.config.n_heads, self.config.number_of_kv_heads, self.config.width_of_heads
         table = self.embed.weight.numel()
         maps = [sum(p.numel() for p in block.parameters() if p.dim() == 2) for block in self.blocks]
         own = [] if self.controller is None else self.controller.named_parameters()
-        control = sum(p.numel() for name, p in own if p.dim() == 2 and name != "from_controls.weight")
+        times = {"from_controls.weight": 0, "from_statistics.weight": len(self.schedule) - 1}
+        control = sum(p.numel() * times.get(name, 1) for name, p in own if p.dim() == 2)
         executed = sum(maps[step.block] for step in self.schedule) + table + control
         square = 4 * (context or self.config.max_seq_len) * n_heads * d_head
+        watched = square // 2 * (len(self.schedule) - 1) if "entropy" in self.config.statistics else 0
         return Budget(
             parameters=count_parameters(self),
             embedding_parameters=table if self.untied is None else 2 * table,
             executed_parameters=executed,
-            flops_per_token=2 * executed + square * len(self.schedule),
+            flops_per_token=2 * executed + square * len(self.schedule) + watched,
+            forward_only_flops_per_token=watched,
             cache_bytes_per_token=2 * 2 * len(self.schedule) * n_kv_heads * d_head,
         )
 
     def neutral_twin(self) -> NCN:
         """A copy of the model without its controller: the plain transformer with the same weights."""
-        bare = replace(self.config, signals=(), n_controls=0, skip_below=0.0, plasticity="none")
+        bare = replace(self.config, **BARE)
         twin = type(self)(bare).to(self.embed.weight.device, self.embed.weight.dtype)
         own = self.state_dict()
         twin.load_state_dict({name: own[name] for name in twin.state_dict()})
         twin.compute_dtype = self.compute_dtype
         return twin.train(self.training)
 
-    def set_controls(self, values: Sequence[float] | Tensor) -> None:
+    def set_controls(self, values: Sequence[float] | Sequence[Sequence[float]] | Tensor) -> None:
         """Set the external control vector, zero at first; it acts on all tokens read from now on.
+
+        Args:
+            values: numbers for all rows, which are kept with the weights; or as many for each row of the next calls,
+                which are not, until numbers for all are set again. A task's number is a vector with a single 1.
 
         Raises:
             InputError: not `n_controls` numbers.
         """
-        given = torch.as_tensor(values, dtype=torch.float32)
-        if given.shape != (self.config.n_controls,):
-            raise InputError(f"controls: expected model.n_controls={self.config.n_controls} numbers, got {values}")
-        if self.controller is not None and self.config.n_controls:
-            self.controller.controls.copy_(given)
+        given, n = torch.as_tensor(values, dtype=torch.float32), self.config.n_controls
+        if given.dim() not in (1, 2) or given.shape[-1] != n:
+            raise InputError(f"controls: expected model.n_controls={n} numbers, or as many a row, got {values}")
+        if self.controller is not None and n:
+            self.controller.controls_of_rows = given.to(self.controller.controls) if given.dim() == 2 else None
+            if given.dim() == 1:
+                self.controller.controls.copy_(given)
 
     def after_update(self, statistics: dict[str, Tensor]) -> None:
         if self.config.plasticity == "gain":
