@@ -11,7 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from homunculi.experiments.claims.entry import Claim
-    from homunculi.experiments.claims.running import Asked, Ran
+    from homunculi.experiments.claims.keeping import Ran
     from homunculi.experiments.claims.table import Row
 
 INDENT = "    "
@@ -74,7 +74,7 @@ def claims(
         options |= {"folder": folder, "baselines": baselines}
         if certify_only:
             return _certify([{"claim": one} | options for one in chosen], as_json)
-        ran = [_run({"claim": one} | options) for one in chosen]
+        ran = _run([{"claim": one} | options for one in chosen])
     _print(rows(chosen, where), as_json, details=show)
     _complain(ran)
 
@@ -104,14 +104,14 @@ def _store(claim: Claim, folder: Path, results: Path) -> None:
     keep_folder(claim, folder, results)
 
 
-def _run(fields: dict[str, Any]) -> Ran:
-    """Run one claim, with progress on stderr."""
+def _run(asked: Sequence[dict[str, Any]]) -> list[Ran]:
+    """Run claims side by side, with progress on stderr."""
     from homunculi.cli.compare import open_board, wanted_sides
     from homunculi.experiments.claims import running
 
-    asked: Asked = running.Asked(**fields)
+    wishes = [running.Asked(**fields) for fields in asked]
     with open_board() as board:
-        return running.run(asked, lambda words: wanted_sides(words, None), board)
+        return running.run_together(wishes, lambda words: wanted_sides(words, None), board)
 
 
 def _certify(asked: Sequence[dict[str, Any]], as_json: bool) -> None:

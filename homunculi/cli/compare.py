@@ -217,9 +217,9 @@ class Board:
         from homunculi.cli.terminal import Terminal
 
         self.terminal = Terminal()
-        self.told: dict[str, str] = {}
+        self.told: dict[Path, str] = {}
         self.bars = _bars(self.terminal.console) if self.terminal.bar else None
-        self.tasks: dict[str, Any] = {}
+        self.tasks: dict[Path, Any] = {}
 
     def plan(self, lines: list[str]) -> None:
         self.terminal.plan(lines)
@@ -231,10 +231,10 @@ class Board:
         over = sum(state.over for state in states)
         for state in states:
             self._move_bar(state)
-            before = self.told.get(state.job.name, "waiting")
+            before = self.told.get(state.job.folder, "waiting")
             if state.state == before:
                 continue
-            self.told[state.job.name] = state.state
+            self.told[state.job.folder] = state.state
             if state.state != "done" or state.exit_code is not None:  # else finished by an earlier call
                 self.message(self._line(state, over, len(states)))
 
@@ -242,13 +242,13 @@ class Board:
         if self.bars is None:
             return
         self.bars.start()
-        name = state.job.name
+        folder = state.job.folder
         if state.state == "running":
-            if name not in self.tasks:
-                self.tasks[name] = self.bars.add_task(name, total=None)
-            self.bars.update(self.tasks[name], completed=state.step, total=state.steps or None)
-        elif name in self.tasks:
-            self.bars.remove_task(self.tasks.pop(name))
+            if folder not in self.tasks:
+                self.tasks[folder] = self.bars.add_task(state.job.name, total=None)
+            self.bars.update(self.tasks[folder], completed=state.step, total=state.steps or None)
+        elif folder in self.tasks:
+            self.bars.remove_task(self.tasks.pop(folder))
 
     def _line(self, state: JobState, over: int, n: int) -> str:
         if not state.over:

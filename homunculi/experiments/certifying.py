@@ -111,8 +111,8 @@ def key_of(certified: Certified) -> str:
     changed = certified.interventions
     described: Json = {"architecture": name_of(small), "config": to_json(small), "context": full.max_seq_len}
     described |= {"code": code_hash(), "certifier": _certifier_hash(), "trial_seconds": TRIAL_SECONDS}
-    described |= {"interventions": changed, "how": _hash_of(interventions)} if changed else {}
-    return hash_json(described | {"source": _hash_of(get(name_of(small)).model_type)})[:16]
+    described |= {"interventions": changed, "how": hash_of(interventions)} if changed else {}
+    return hash_json(described | {"source": hash_of(get(name_of(small)).model_type)})[:16]
 
 
 def make_certificate(certified: Certified) -> Json:
@@ -173,22 +173,23 @@ def _resized(model: Any, **sizes: int) -> Any:
 def code_hash() -> str:
     """A hash of the code that models are made of."""
     root = Path(homunculi.__file__).parent
-    return _hash_of_files(root, sorted(path for room in _MODEL_ROOMS for path in (root / room).rglob("*.py")))
+    return hash_of_files(root, sorted(path for room in _MODEL_ROOMS for path in (root / room).rglob("*.py")))
 
 
 def _certifier_hash() -> str:
     """A hash of the code that makes certificates."""
-    return _hash_of_files(Path(__file__).parent, [Path(__file__).parent / f"{name}.py" for name in _CERTIFIER])
+    return hash_of_files(Path(__file__).parent, [Path(__file__).parent / f"{name}.py" for name in _CERTIFIER])
 
 
-def _hash_of_files(root: Path, paths: list[Path]) -> str:
+def hash_of_files(root: Path, paths: list[Path]) -> str:
+    """A hash of files and of where they lie below `root`."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.relative_to(root).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]
 
 
-def _hash_of(code: Any) -> str:
+def hash_of(code: Any) -> str:
     """A hash of the file that a module or class stands in; empty where there is none."""
     with suppress(OSError, TypeError):
         return hashlib.sha256(Path(inspect.getfile(code)).read_bytes()).hexdigest()[:16]

@@ -21,11 +21,13 @@ import torch
 
 from homunculi.errors import InputError, Stopped
 from homunculi.experiments import tuning
+from homunculi.experiments.archive import EMPTY, Archive
 from homunculi.experiments.certifying import certificate_of, code_hash
 from homunculi.experiments.comparison import RECORD, Comparison, Side, read
 from homunculi.experiments.execution import Execution, Planned, Reporter
 from homunculi.experiments.fleet import Launch, launch_here
 from homunculi.experiments.matching import Matched, check_comparable, matched
+from homunculi.experiments.side_by_side import Work, side_by_side
 from homunculi.experiments.slots import devices_for, slots
 from homunculi.report.comparison import write_comparison_report
 from homunculi.runs import clock
@@ -99,6 +101,19 @@ def compare(request: Request, reporter: Reporter, launch: Launch = launch_here) 
         InputError: sides that cannot be compared or matched, one seed, a folder of another comparison.
         Stopped: a signal asked for it; unfinished runs have a checkpoint.
     """
+    return side_by_side([comparing(request, reporter)], launch)[0]
+
+
+def comparing(request: Request, reporter: Reporter, archive: Archive = EMPTY) -> Work[Comparison]:
+    """`compare` as a work that others may go on beside.
+
+    Args:
+        archive: of results that need not be made again.
+
+    Raises:
+        InputError: sides that cannot be compared or matched, one seed, a folder of another comparison.
+        Stopped: a signal asked for it; unfinished runs have a checkpoint.
+    """
     folder = request.folder
     old = read(folder) if folder is not None and (folder / RECORD).exists() else None
     _seeds(request.seeds, old)  # refused before anything is read
@@ -111,7 +126,8 @@ def compare(request: Request, reporter: Reporter, launch: Launch = launch_here) 
         if comparison.provenance.get("code") != code_hash():
             reporter.message("the code of the models has changed since this comparison began: runs may not be alike")
         try:
-            _carry_out(Execution(comparison, plan.sides, plan.devices, plan.at_once, reporter, launch), plan, request)
+            execution = Execution(comparison, plan.sides, plan.devices, plan.at_once, reporter, archive)
+            yield from _carry_out(execution, plan, request)
         except Stopped as stopped:
             raise Stopped(f"{stopped}; homunculi compare --folder {folder} goes on", stopped.exit_code) from stopped
         finally:
@@ -120,15 +136,15 @@ def compare(request: Request, reporter: Reporter, launch: Launch = launch_here) 
     return comparison
 
 
-def _carry_out(execution: Execution, plan: Plan, request: Request) -> None:
+def _carry_out(execution: Execution, plan: Plan, request: Request) -> Work[None]:
     execution.look()
     execution.comparison.write()
-    execution.certify()
+    yield from execution.certify()
     if len(execution.comparison.ranked) < 2:
         execution.reporter.message("fewer than two sides may be ranked, so nothing is trained")
         return
-    execution.tune()
-    execution.train()
+    yield from execution.tune()
+    yield from execution.train()
     if request.baselines is not False:
         execution.measure_baselines(plan.text, always=request.baselines is True)
 

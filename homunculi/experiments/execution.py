@@ -13,9 +13,11 @@ from typing import Protocol
 from homunculi.errors import InputError
 from homunculi.evals.ngrams import baselines, distinct_rows
 from homunculi.experiments import tuning
+from homunculi.experiments.archive import EMPTY, Archive, key_of_run
 from homunculi.experiments.certifying import Certified, certificate_of
 from homunculi.experiments.comparison import Comparison, Json, Side, read_run, run_path
-from homunculi.experiments.fleet import Job, JobState, Launch, launch_here, run_all
+from homunculi.experiments.fleet import Batch, Job, JobState
+from homunculi.experiments.side_by_side import Work
 from homunculi.experiments.slots import threads_env
 from homunculi.runs.directory import INFO, RunDirectory, state_of
 from homunculi.settings import changed, override
@@ -96,7 +98,7 @@ class Execution:
 
     Attributes:
         planned: all sides, refused ones too.
-        launch: how runs are started.
+        archive: of results that were made elsewhere and are taken from there.
         entries: finished runs by side and seed, whether they may be ranked or not.
     """
 
@@ -105,7 +107,7 @@ class Execution:
     devices: Sequence[str]
     at_once: int
     reporter: Reporter
-    launch: Launch = launch_here
+    archive: Archive = EMPTY
     entries: dict[tuple[str, int], Json] = field(default_factory=dict)
 
     @property
@@ -127,8 +129,8 @@ class Execution:
 
     # Certificates.
 
-    def certify(self) -> None:
-        """Certify each configuration once, as it is and with the code as it is."""
+    def certify(self) -> Work[None]:
+        """Certify each configuration once, as it is and with the code as it is; others may go on after each."""
         known = {side.certificate["key"]: side.certificate for side in self.comparison.sides if side.certificate}
         for planned in self.planned:
             side = planned.side
@@ -138,10 +140,11 @@ class Execution:
             self.comparison.write()
             if side.refusal:
                 self.reporter.message(f"{side.name} is refused: {side.refusal}")
+            yield Batch(jobs=[], at_once=self.at_once, devices=self.devices)
 
     # Learning rates.
 
-    def tune(self) -> None:
+    def tune(self) -> Work[None]:
         """Find the learning rate of each side that has none; the same grid for all, whatever it takes."""
         comparison, todo = self.comparison, [planned for planned in self.ranked if planned.side.lr is None]
         settled = {entry["factor"] for entry in comparison.tuning if self._is_settled(entry["side"])}
@@ -151,13 +154,13 @@ class Execution:
                 planned.side.lr = planned.config.lr
         if not todo or not grid:
             return
-        trials = self._try(grid, todo)
+        trials = yield from self._try(grid, todo)
         for _ in range(0 if settled else tuning.EXTENSIONS):
             wider = tuning.extended(grid, trials)
             if wider == grid:
                 break
             grid = wider
-            trials = self._try(grid, todo)
+            trials = yield from self._try(grid, todo)
         for planned in todo:
             factor = tuning.best_factor(trials[planned.side.name])
             planned.side.lr = tuning.rate(planned.config.lr, 1.0 if factor is None else factor)
@@ -169,7 +172,7 @@ class Execution:
         side = self.comparison.side(name)
         return side is not None and side.lr is not None
 
-    def _try(self, grid: Sequence[float], todo: Sequence[Planned]) -> dict[str, dict[float, float | None]]:
+    def _try(self, grid: Sequence[float], todo: Sequence[Planned]) -> Work[dict[str, dict[float, float | None]]]:
         """Train a trial of each rate, once for sides that are the same, and return the loss of each."""
         jobs: dict[tuple[str, float], Job] = {}
         for planned in todo:
@@ -178,19 +181,40 @@ class Execution:
                 relative = f"tuning/{self._leader(planned).side.name}-lr{lr:g}"
                 jobs[planned.side.name, factor] = self._job(relative, planned, planned.trial_words(lr))
         once = {job.folder: job for job in jobs.values()}
-        self.reporter.message(f"learning rates: {len(once)} trials")
-        self._run(list(once.values()), self._tell_failure)
         others = [x for x in self.comparison.tuning if x["side"] not in {planned.side.name for planned in todo}]
-        found: dict[str, dict[float, float | None]] = {}
-        tried = []
-        for (name, factor), job in jobs.items():
+
+        def note(state: JobState) -> None:
+            self._tell_failure(state)
+            ended[state.job.folder] = self._trial_end(state.job)
+            if state.state in ("done", "diverged"):  # what failed for other reasons is tried again
+                keys[state.job.folder] = {"key": state.job.key}
+            self.comparison.tuning = others + [one for one in map(trial, jobs) if one is not None]
+
+        def trial(which: tuple[str, float]) -> Json | None:
+            (name, factor), job = which, jobs[which]
+            if job.folder not in ended:
+                return None
             lr = tuning.rate(next(p.config.lr for p in todo if p.side.name == name), factor)
             relative = job.folder.relative_to(self.comparison.folder).as_posix()
-            tried.append(tuning.entry(name, lr, factor, relative, _last_evaluation(job.folder)))
-            found.setdefault(name, {})[factor] = tried[-1]["val_bpb"]
-        self.comparison.tuning = others + tried
-        self.comparison.write()
+            return tuning.entry(name, lr, factor, relative, ended[job.folder]) | keys.get(job.folder, {})
+
+        ended: dict[Path, Json | None] = {}
+        keys: dict[Path, Json] = {}
+        self.reporter.message(f"learning rates: {len(once)} trials")
+        yield from self._run(list(once.values()), note)
+        found: dict[str, dict[float, float | None]] = {}
+        for name, factor in jobs:
+            found.setdefault(name, {})[factor] = (trial((name, factor)) or {}).get("val_bpb")
         return found
+
+    def _trial_end(self, job: Job) -> Json | None:
+        """The last evaluated line of a trial, also of one that was made elsewhere."""
+        if (job.folder / INFO).exists():
+            return _last_evaluation(job.folder)
+        kept = self.archive.find(job.key)
+        if kept is None or kept.get("val_bpb") is None:
+            return None
+        return {"val/bpb": kept["val_bpb"], "val/loss": kept["val_loss"], "tokens": kept["tokens"]}
 
     def _tell_failure(self, state: JobState) -> None:
         if state.state in ("failed", "diverged"):
@@ -202,7 +226,7 @@ class Execution:
 
     # Runs.
 
-    def train(self) -> None:
+    def train(self) -> Work[None]:
         """Train what is left, seed by seed, so that early results are pairs."""
         jobs, owners = [], {}
         for seed in self.comparison.seeds:
@@ -211,10 +235,12 @@ class Execution:
                 owners[job.folder] = (planned, seed)
                 jobs.append(job)
         self.comparison.failed = []
-        self._run(jobs, lambda state: self._record(state, *owners[state.job.folder]))
+        yield from self._run(jobs, lambda state: self._record(state, *owners[state.job.folder]))
 
     def _job(self, relative: str, planned: Planned, words: list[str]) -> Job:
         """A job whose folder is new, or holds a run of exactly this configuration.
+
+        A side that is the same as one before it is trained for itself: two runs of one recipe are a control.
 
         Raises:
             InputError: it holds another one.
@@ -229,9 +255,14 @@ class Execution:
                         f"{folder}: was trained with {name}={found}, this comparison needs {wanted}; move it away, or "
                         "use another --folder"
                     )
-        return Job(Path(relative).name, planned.side.recipe, tuple(words), folder)
+        key = self._key(planned, words) if self._leader(planned) is planned else ""
+        return Job(Path(relative).name, planned.side.recipe, tuple(words), folder, key)
 
-    def _run(self, jobs: list[Job], on_end: Callable[[JobState], None]) -> None:
+    def _key(self, planned: Planned, words: Sequence[str]) -> str:
+        kind = self.devices[0].partition(":")[0]
+        return key_of_run(override(planned.whole, words), str(self.comparison.data.get("data_hash")), kind)
+
+    def _run(self, jobs: list[Job], on_end: Callable[[JobState], None]) -> Work[None]:
         seen: set[Path] = set()
 
         def report(states: list[JobState]) -> None:
@@ -242,10 +273,14 @@ class Execution:
             if ended:
                 self._settle_refusals()
                 self.comparison.write()
+                self.archive.keep(self.comparison)
             self.reporter.progress(states)
 
+        def taken(job: Job) -> bool:
+            return not (job.folder / INFO).exists() and self.archive.find(job.key) is not None
+
         env = threads_env(self.devices, self.at_once)
-        run_all(jobs, at_once=self.at_once, devices=self.devices, report=report, extra_env=env, launch=self.launch)
+        yield Batch(jobs=jobs, at_once=self.at_once, devices=self.devices, report=report, extra_env=env, taken=taken)
 
     def _record(self, state: JobState, planned: Planned, seed: int) -> None:
         name, comparison = planned.side.name, self.comparison
@@ -259,11 +294,17 @@ class Execution:
             comparison.failed.append(failure | {"reason": state.message})
 
     def _keep(self, planned: Planned, seed: int) -> bool:
-        """Read a finished run; False if it has no loss at its end."""
-        entry = read_run(self.comparison.folder, planned.side.name, seed)
+        """Read a finished run, or take it from where it was made before; False if it has no loss at its end."""
+        name, path = planned.side.name, run_path(planned.side.name, seed)
+        key = self._key(planned, planned.run_words(seed))
+        if (self.comparison.folder / path / INFO).exists():
+            entry = read_run(self.comparison.folder, name, seed) | {"key": key}
+        else:
+            own = {"side": name, "seed": seed, "run": path, "parameters": planned.side.budget["parameters"]}
+            entry = {"sample": ""} | (self.archive.find(key) or {"tokens": []}) | own
         whole = bool(entry["tokens"]) and entry["tokens"][-1] == planned.tokens
         if whole:
-            self.entries[planned.side.name, seed] = entry
+            self.entries[name, seed] = entry
         return whole
 
     def _settle_refusals(self) -> None:

@@ -26,6 +26,7 @@ from homunculi.settings import changed, override, to_text
 from homunculi.train.config import RunConfig
 
 TOLERANCE = 0.01
+NEAR = 0.005  # beyond which a side that fits is brought nearer, if a finer knob can
 
 # What sides of a comparison may differ in: the idea itself, the learning rate that each is tuned to, the number of
 # steps where FLOPs are matched by it, how a batch is cut up to fit into memory, and what is written for people.
@@ -44,10 +45,12 @@ MAY_DIFFER = (
 )
 
 # Knobs in the order in which they are tried, each by itself. A width is turned in steps of 8.
-WIDTHS = ("d_mlp", "d_model")
+WIDTHS = ("d_mlp", "d_expert", "d_model")
+FINE = ("d_mlp", "d_expert")  # those that together bring a side nearer
 COUNTS = ("n_blocks", "n_slots", "n_shared", "n_experts")
 _REACH = 4  # how many times as large or as small a knob may become
 _NEIGHBOURS = 7  # values of a knob that a search over several knobs tries
+_FINE_NEIGHBOURS = 12  # the same where two feed-forward widths bring a side nearer
 _WORDS = {"parameters": "parameters beside token tables", "flops": "training FLOPs"}
 
 
@@ -80,8 +83,9 @@ def matched(
 
     FLOPs are matched by steps, and where tokens are matched too by the model's shape. Without "flops" all sides take
     the baseline's steps, so read the same batches, whether "tokens" is asked for or not. A shape is changed by one
-    setting where that is enough (feed-forward width, model width, depth, experts, in this order), else by the nearest
-    combination of several. What fits already stays as it is.
+    setting where that is enough (feed-forward width, an expert's, model width, depth, experts, in this order), else by
+    the nearest combination of several. What comes within 0.5 % stays as it is; what comes within 1 % is brought as
+    near by the feed-forward widths, where the architecture has one that can.
 
     Args:
         match: any of "parameters", "flops", "tokens".
@@ -136,7 +140,7 @@ def _changes(config: RunConfig, target: Cost, steps: int, match: Sequence[str], 
     model = complete(new)
     stages = stages_of(model, new.steps)
     turned = {}
-    if cost_of_shape(model, new, stages).miss(target, wanted) > TOLERANCE:
+    if cost_of_shape(model, new, stages).miss(target, wanted) > NEAR:
         turned = Search(new, model, stages, target, wanted, side).solve()
         new = replace(new, model=replace(new.model, **turned))
     if by_steps:
@@ -149,7 +153,7 @@ def _steps_for(config: RunConfig, target: Cost, side: str) -> int:
     """The steps in which training costs as many FLOPs as the target."""
     for _ in range(4):  # the mean cost of a step hardly depends on how many there are
         cost = cost_of(config)
-        if cost.miss(target, ("flops",)) <= TOLERANCE:
+        if cost.miss(target, ("flops",)) <= NEAR:
             return config.steps
         config = replace(config, steps=max(1, round(config.steps * target.flops / cost.flops)))
     if cost_of(config).miss(target, ("flops",)) > TOLERANCE:
@@ -182,6 +186,46 @@ class Search:
         Raises:
             InputError: no shape within reach will do.
         """
+        fitting = self.model if self._fits(self._cost(self.model)) else self._fitting()
+        return self._difference(self._nearer(fitting))
+
+    def _nearer(self, shape: Any) -> Any:
+        """The first shape beside one that fits which is near enough, or the nearest of them."""
+        nearest_yet = shape
+        for other in self._beside(shape):
+            if self._miss(other) < self._miss(nearest_yet):
+                nearest_yet = other
+            if self._miss(nearest_yet) <= NEAR:
+                break
+        return nearest_yet
+
+    def _beside(self, shape: Any) -> Iterator[Any]:
+        """The shape, then others by one feed-forward width, then by both, those that differ least first."""
+        yield shape
+        present = [knob for knob in self._knobs() if knob in FINE]
+        for knob in present:
+            if found := self._turn(shape, knob):
+                yield found[0]
+        for other in self._around(shape, FINE[1]) if len(present) > 1 else ():
+            if found := self._turn(other, FINE[0]):
+                yield found[0]
+
+    def _around(self, shape: Any, knob: str) -> list[Any]:
+        """Shapes with a knob near the value that it has; where that is derived, near the one that costs the same."""
+        shapes, own = turned(shape, knob), self._ratio(self._cost(shape))
+        try:
+            middle, _ = nearest(lambda i: self._ratio(self._cost(shapes[i])), own, low=0, high=len(shapes) - 1)
+        except InputError:
+            return []
+        near = sorted(range(len(shapes)), key=lambda i: abs(i - middle))[:_FINE_NEIGHBOURS]
+        return [shapes[i] for i in near]
+
+    def _fitting(self) -> Any:
+        """The first shape that comes within 1 %.
+
+        Raises:
+            InputError: no shape within reach will do.
+        """
         tried: list[Cost] = []
         start = self.model
         for knob in self._knobs():
@@ -189,7 +233,7 @@ class Search:
             if found is not None:
                 shape, cost = found
                 if self._fits(cost):
-                    return self._difference(shape)
+                    return shape
                 if knob == "d_model" and not 0.8 < self._ratio(self._cost(self.model)) < 1.25:
                     start = shape
                 tried.append(cost)
@@ -198,7 +242,7 @@ class Search:
             if found is not None:
                 shape, cost = found
                 if self._fits(cost):
-                    return self._difference(shape)
+                    return shape
                 tried.append(cost)
         raise InputError(self._refusal(tried))
 
@@ -212,6 +256,9 @@ class Search:
     def _ratio(self, cost: Cost) -> float:
         """What is solved for, over the target's."""
         return cost.over(self.target)[self.wanted[0]]
+
+    def _miss(self, shape: Any) -> float:
+        return self._cost(shape).miss(self.target, self.wanted)
 
     def _fits(self, cost: Cost) -> bool:
         return cost.miss(self.target, self.wanted) <= TOLERANCE
@@ -230,9 +277,9 @@ class Search:
             return None
 
     def _combinations(self, start: Any) -> Iterator[Any]:
-        """Shapes with all knobs but the feed-forward width turned, the nearest to `start` first."""
-        knobs = [knob for knob in self._knobs() if knob != "d_mlp"]
-        if len(knobs) == len(self._knobs()):
+        """Shapes with all knobs but the feed-forward widths turned, the nearest to `start` first."""
+        knobs = [knob for knob in self._knobs() if knob not in FINE]
+        if "d_mlp" not in self._knobs():
             return
         axes = []
         for knob in knobs:

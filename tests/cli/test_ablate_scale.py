@@ -22,7 +22,7 @@ QUICK = ["--no-tune", "--at-once", "1", "--seeds", "2"]
 def inside(monkeypatch: pytest.MonkeyPatch) -> Inside:
     """Runs in this process; what may be ranked is tested elsewhere."""
     launch, whole = Inside(), plans.compare
-    monkeypatch.setattr("homunculi.experiments.fleet._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("homunculi.experiments.side_by_side._LOOK_SECONDS", 0.01)
     monkeypatch.setattr(certifying, "make_certificate", lambda certified: {"causal": True, "checks": []})
     monkeypatch.setattr(plans, "compare", lambda request, reporter: whole(request, reporter, launch))
     monkeypatch.setattr(ladders, "compare", lambda request, reporter, _: whole(request, reporter, launch))

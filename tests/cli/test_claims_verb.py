@@ -39,10 +39,10 @@ def inside(monkeypatch: pytest.MonkeyPatch) -> Inside:
     """Runs in this process, certificates taken for granted."""
     launch = Inside()
     causal = {"causal": True, "causal_in_training": True, "checks": []}
-    monkeypatch.setattr("homunculi.experiments.fleet._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("homunculi.experiments.side_by_side._LOOK_SECONDS", 0.01)
     monkeypatch.setattr(certifying, "make_certificate", lambda *model: dict(causal))
-    whole = running.run
-    monkeypatch.setattr(running, "run", lambda asked, resolve, board: whole(asked, resolve, board, launch))
+    whole = running.run_together
+    monkeypatch.setattr(running, "run_together", lambda asked, resolve, board: whole(asked, resolve, board, launch))
     return launch
 
 

@@ -31,7 +31,7 @@ QUICK = ["--no-tune", "--no-baselines", "--at-once", "1", "--match", "tokens"]
 def inside(monkeypatch: pytest.MonkeyPatch) -> Inside:
     """Runs in this process, certificates without a trial."""
     launch = Inside()
-    monkeypatch.setattr("homunculi.experiments.fleet._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("homunculi.experiments.side_by_side._LOOK_SECONDS", 0.01)
     monkeypatch.setattr(certifying, "TRIAL_SECONDS", 0)
     whole = plans.compare
     monkeypatch.setattr(plans, "compare", lambda request, reporter: whole(request, reporter, launch))

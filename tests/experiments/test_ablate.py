@@ -30,7 +30,7 @@ CAUSAL = {"causal": True, "causal_in_training": True, "checks": []}
 def quick() -> Iterator[None]:
     """Fleets that look more often; what may be ranked is tested elsewhere."""
     with pytest.MonkeyPatch.context() as patch, toys_parts.registered():
-        patch.setattr("homunculi.experiments.fleet._LOOK_SECONDS", 0.01)
+        patch.setattr("homunculi.experiments.side_by_side._LOOK_SECONDS", 0.01)
         patch.setattr(certifying, "make_certificate", lambda certified: dict(CAUSAL))
         yield
 

@@ -62,7 +62,7 @@ class Runner:
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A real claim of three sides with two seeds; its certificate is real too, without the trial."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("homunculi.experiments.fleet._LOOK_SECONDS", 0.01)
+        patch.setattr("homunculi.experiments.side_by_side._LOOK_SECONDS", 0.01)
         patch.setattr(certifying, "TRIAL_SECONDS", 0)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("HOMUNCULI_CERTIFICATES", str(tmp_path_factory.mktemp("certificates")))
@@ -86,7 +86,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Claim:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Certificates that are taken for granted, and no reports."""
-    monkeypatch.setattr("homunculi.experiments.fleet._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("homunculi.experiments.side_by_side._LOOK_SECONDS", 0.01)
     monkeypatch.setattr("homunculi.report.page.write_report", lambda run: None)
     monkeypatch.setattr(certifying, "make_certificate", lambda *model: dict(CAUSAL))
 
@@ -95,7 +95,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def toy_ran(toy: Claim, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Two seeds of it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("homunculi.experiments.fleet._LOOK_SECONDS", 0.01)
+        patch.setattr("homunculi.experiments.side_by_side._LOOK_SECONDS", 0.01)
         patch.setattr("homunculi.report.page.write_report", lambda run: None)
         patch.setattr(certifying, "make_certificate", lambda *model: dict(CAUSAL))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
@@ -235,6 +235,79 @@ def test_a_claim_that_is_stopped_keeps_what_has_ended(fresh: Runner) -> None:
     assert {seed for _, seed in ended} == {0, 1} and 3 <= len(ended) < 6
     _, launch, _ = fresh()
     assert len(pairs(fresh.part())) == 6 and len(launch.folders) == 6 - len(ended)
+
+
+def test_what_has_ended_is_kept_as_it_ends_and_enough_to_go_on_elsewhere(fresh: Runner, tmp_path: Path) -> None:
+    """Broken off without a word, first in the trials and then in the runs; only the stored result is carried on."""
+    undisturbed = Runner(tmp_path / "undisturbed", fresh.claim)
+    _, whole, _ = undisturbed(factors=(0.5, 1.0))
+    n_trials = sum("lr" in name for name in whole.folders)
+    launched: list[str] = []
+    for i, most in enumerate((2, n_trials, 3)):
+        there, launch = Runner(tmp_path / f"machine-{i}", fresh.claim), Inside(most)
+        if i:
+            shutil.copytree(tmp_path / f"machine-{i - 1}" / "results", there.base / "results")
+        with pytest.raises(KeyboardInterrupt):
+            there(launch, factors=(0.5, 1.0))
+        launched += launch.folders
+    last = Runner(tmp_path / "last", fresh.claim)
+    shutil.copytree(there.base / "results", last.base / "results")
+    _, launch, _ = last(factors=None)
+    ends = {(run["side"], run["seed"]): run["val_bpb"] for run in undisturbed.part()["runs"]}
+    assert {(run["side"], run["seed"]): run["val_bpb"] for run in last.part()["runs"]} == ends and len(ends) == 6
+    assert sorted([*launched, *launch.folders]) == sorted(whole.folders)  # everything once
+    assert all(side["lr"] for side in last.part()["sides"])
+
+
+def test_a_run_that_another_claim_has_is_taken_from_there(runner: Runner) -> None:
+    """The other claim names its sides otherwise, and has one more."""
+    path = runner.claim.sizes["small"][0].parsed[0].recipe
+    plan = Plan((f"base={path}", f"wide={path};model.d_mlp=40", f"wider={path};model.d_mlp=48"), match=("tokens",))
+    rule = beats("wide", over="base")
+    other = replace(runner.claim, id="other", rule=rule, sizes={"small": (plan,)}, minutes={"small": 1.0})
+    _, launch, _ = runner(claim=other, folder=runner.base / "others-runs", seeds=3)
+    assert sorted(launch.folders) == ["runs/base-s2", "runs/wide-s2", *(f"runs/wider-s{seed}" for seed in (0, 1, 2))]
+    stored = store.read(runner.base / "results", "other")
+    assert stored is not None
+    taken = {
+        (run["side"], run["seed"]): run["taken"]["id"] for run in stored["parts"]["main"]["runs"] if "taken" in run
+    }
+    assert taken == {(side, seed): "toy" for side in ("base", "wide") for seed in (0, 1)}
+    ends = {(run["side"], run["seed"]): run["val_bpb"] for run in stored["parts"]["main"]["runs"]}
+    for run in runner.part()["runs"]:
+        if run["side"] != "idea":
+            assert ends[{"plain": "base", "control": "wide"}[run["side"]], run["seed"]] == run["val_bpb"]
+    shown = row(other, runner.base / "results")
+    assert "runs taken from other claims: 4" in shown.notes and shown.devices[0].startswith("cpu")
+    assert (runner.base / "others-runs" / "report.html").exists()
+    assert len(stored["provenance"]) == 1 and len(stored["provenance"][0]["runs"]) == 5
+
+
+def test_another_code_or_text_is_another_run(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = replace(runner.claim, id="other")
+    monkeypatch.setattr("homunculi.experiments.archive._code_hash", lambda: "another")
+    _, launch, _ = runner(claim=other, folder=runner.base / "others-runs")
+    assert len(launch.folders) == 6
+    assert not any(
+        "taken" in run for run in (store.read(runner.base / "results", "other") or {})["parts"]["main"]["runs"]
+    )
+
+
+def test_claims_side_by_side_train_once_what_they_share(fresh: Runner) -> None:
+    second = replace(fresh.claim, id="second")
+    launch, listener = Inside(), Listener()
+    options = {"results": fresh.base / "results", "seeds": 2, "at_once": 1, "factors": (), "baselines": False}
+    wishes = [
+        Asked(claim=claim, folder=fresh.base / claim.id, size="small", **options) for claim in (fresh.claim, second)
+    ]
+    found = running.run_together(wishes, lambda words: wanted_sides(words, None), listener, launch)
+    assert len(launch.folders) == 6 and [len(ran.comparisons[0].runs) for ran in found] == [6, 6]
+    ours, theirs = (store.read(fresh.base / "results", name) for name in ("toy", "second"))
+    assert ours is not None and theirs is not None
+    assert [run["val_bpb"] for run in ours["parts"]["main"]["runs"]] == [
+        run["val_bpb"] for run in theirs["parts"]["main"]["runs"]
+    ]
+    assert any(text.startswith("second: ") for text in listener.messages)
 
 
 def test_a_side_that_is_not_causal_decides_nothing(fresh: Runner, monkeypatch: pytest.MonkeyPatch) -> None:

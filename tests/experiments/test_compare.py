@@ -29,7 +29,7 @@ made: dict[str, dict[str, Any]] = {}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fleets that look more often, and each certificate once for all tests, without training on random tokens."""
-    monkeypatch.setattr("homunculi.experiments.fleet._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("homunculi.experiments.side_by_side._LOOK_SECONDS", 0.01)
     monkeypatch.setattr(certifying, "TRIAL_SECONDS", 0)
     certify = certifying.make_certificate
 
@@ -74,7 +74,7 @@ def make(tiny: str, tmp_path: Path) -> Maker:
 def finished(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A comparison of two seeds, to be copied."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("homunculi.experiments.fleet._LOOK_SECONDS", 0.01)
+        patch.setattr("homunculi.experiments.side_by_side._LOOK_SECONDS", 0.01)
         patch.setattr(certifying, "TRIAL_SECONDS", 0)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("HOMUNCULI_CERTIFICATES", str(tmp_path_factory.mktemp("certificates")))

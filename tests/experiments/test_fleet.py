@@ -8,12 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from homunculi.errors import InputError
-from homunculi.experiments.fleet import LOG, Job, JobState, environment_of, run_all
+from homunculi.errors import InputError, Stopped
+from homunculi.experiments.fleet import LOG, Batch, Job, JobState, environment_of
+from homunculi.experiments.side_by_side import Work, run_all, side_by_side
 from homunculi.runs.directory import RunDirectory, claim, open_run
 from homunculi.runs.state import process_lives
 
@@ -35,9 +38,10 @@ FLEET = """
 import sys
 from pathlib import Path
 from homunculi.errors import HomunculiError
-from homunculi.experiments.fleet import Job, run_all
+from homunculi.experiments.fleet import Batch, Job
+from homunculi.experiments.side_by_side import run_all
 try:
-    run_all([Job("a", sys.argv[1], (), Path(sys.argv[2]))], at_once=1, devices=["cpu"])
+    run_all(Batch(jobs=[Job("a", sys.argv[1], (), Path(sys.argv[2]))], at_once=1, devices=["cpu"]))
 except HomunculiError as error:
     print(error)
     sys.exit(error.exit_code)
@@ -75,9 +79,11 @@ class Launcher:
         self.words: list[list[str]] = []
         self.now: list[str] = []
         self.most: dict[str, int] = {}
+        self.folders: list[str] = []
 
     def __call__(self, words: Sequence[str], environment: Mapping[str, str], log: Path) -> Pretended:
         self.words.append(list(words))
+        self.folders.append(log.parent.parent.name + "/" + log.parent.name)
         if words[0] == "train":
             claim(log.parent)
         log.write_text("step 3/9  loss 2.0\nhomunculi: the disk is full\n")
@@ -89,7 +95,7 @@ class Launcher:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("homunculi.experiments.fleet._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("homunculi.experiments.side_by_side._LOOK_SECONDS", 0.01)
 
 
 def jobs(folder: Path, n: int) -> list[Job]:
@@ -98,14 +104,14 @@ def jobs(folder: Path, n: int) -> list[Job]:
 
 def test_every_device_has_its_places_and_no_more(tmp_path: Path) -> None:
     launcher = Launcher({})
-    states = run_all(jobs(tmp_path, 9), at_once=2, devices=["cuda:0", "cuda:1"], launch=launcher)
+    states = run_all(Batch(jobs=jobs(tmp_path, 9), at_once=2, devices=["cuda:0", "cuda:1"]), launcher)
     assert [state.state for state in states] == ["done"] * 9
     assert launcher.most == {"0": 2, "1": 2}
     assert launcher.words[0] == ["train", "recipe", "seed=0", "--run", str(tmp_path / "j0"), "--json"]
 
 
 def test_a_failed_run_says_why_and_stops_no_other(tmp_path: Path) -> None:
-    states = run_all(jobs(tmp_path, 4), at_once=1, devices=["cpu"], launch=Launcher({"j0": 1, "j1": 4, "j2": -9}))
+    states = run_all(Batch(jobs=jobs(tmp_path, 4), at_once=1, devices=["cpu"]), Launcher({"j0": 1, "j1": 4, "j2": -9}))
     assert [state.state for state in states] == ["failed", "diverged", "failed", "done"]
     assert states[0].message == "the disk is full" and states[1].message == "loss nan"
     assert "SIGKILL" in states[2].message and [state.exit_code for state in states] == [1, 4, -9, 0]
@@ -113,10 +119,10 @@ def test_a_failed_run_says_why_and_stops_no_other(tmp_path: Path) -> None:
 
 def test_what_is_done_is_left_alone_and_what_is_not_goes_on(tmp_path: Path) -> None:
     launcher = Launcher({"j1": 4, "j2": 1})
-    run_all(jobs(tmp_path, 3), at_once=1, devices=["cpu"], launch=launcher)
+    run_all(Batch(jobs=jobs(tmp_path, 3), at_once=1, devices=["cpu"]), launcher)
     assert len(launcher.words) == 3
     again = Launcher({})
-    states = run_all(jobs(tmp_path, 4), at_once=1, devices=["cpu"], launch=again)
+    states = run_all(Batch(jobs=jobs(tmp_path, 4), at_once=1, devices=["cpu"]), again)
     assert [state.state for state in states] == ["done", "diverged", "done", "done"]
     assert again.words[0] == ["resume", str(tmp_path / "j2"), "--json"] and again.words[1][0] == "train"
     assert len(again.words) == 2 and states[1].message == "loss nan"
@@ -124,10 +130,13 @@ def test_what_is_done_is_left_alone_and_what_is_not_goes_on(tmp_path: Path) -> N
 
 def test_changes_are_told_and_an_error_in_the_telling_leaves_no_process(tmp_path: Path) -> None:
     told: list[list[str]] = []
-    run_all(
-        jobs(tmp_path, 2), at_once=1, devices=["cpu"], launch=Launcher({}),
+    batch = Batch(
+        jobs=jobs(tmp_path, 2),
+        at_once=1,
+        devices=["cpu"],
         report=lambda states: told.append([state.state for state in states]),
-    )  # fmt: skip
+    )
+    run_all(batch, Launcher({}))
     assert told[0] == ["waiting", "waiting"] and ["done", "running"] in told and told[-1] == ["done", "done"]
     launcher = Launcher({})
 
@@ -136,16 +145,89 @@ def test_changes_are_told_and_an_error_in_the_telling_leaves_no_process(tmp_path
             raise OSError("no space left")
 
     with pytest.raises(OSError, match="no space"):
-        run_all(jobs(tmp_path / "b", 2), at_once=1, devices=["cpu"], launch=launcher, report=break_down)
+        run_all(Batch(jobs=jobs(tmp_path / "b", 2), at_once=1, devices=["cpu"], report=break_down), launcher)
     assert len(launcher.words) == 1
 
 
 def test_no_place_and_a_shared_folder_are_refused(tmp_path: Path) -> None:
     for places in ({"at_once": 0, "devices": ["cpu"]}, {"at_once": 1, "devices": []}):
         with pytest.raises(InputError):
-            run_all(jobs(tmp_path, 1), launch=Launcher({}), **places)
+            Batch(jobs=jobs(tmp_path, 1), **places)
     with pytest.raises(InputError, match="share a folder"):
-        run_all(jobs(tmp_path, 1) * 2, at_once=1, devices=["cpu"], launch=Launcher({}))
+        Batch(jobs=jobs(tmp_path, 1) * 2, at_once=1, devices=["cpu"])
+
+
+def work(folder: Path, *batches: list[Job], report: Any = lambda states: None, **more: Any) -> Work[list[str]]:
+    """Asks for one batch after the other, and returns how the jobs of the last one ended."""
+    ended: list[str] = []
+
+    def note(states: list[JobState]) -> None:
+        ended[:] = [state.state for state in states]
+        report(states)
+
+    for batch in batches:
+        yield Batch(**({"jobs": batch, "at_once": 1, "devices": ["cuda:0", "cuda:1"], "report": note} | more))
+    return ended
+
+
+def test_works_side_by_side_share_all_places_and_none_waits_for_the_end_of_another(tmp_path: Path) -> None:
+    launcher = Launcher({})
+    works = [
+        work(tmp_path, jobs(tmp_path / f"{name}-first", 1), jobs(tmp_path / f"{name}-second", 2)) for name in "abc"
+    ]
+    assert side_by_side(works, launcher) == [["done", "done"]] * 3
+    assert launcher.most == {"0": 1, "1": 1} and len(launcher.folders) == 9
+    assert launcher.folders[:2] == ["a-first/j0", "b-first/j0"]
+
+
+def test_a_job_of_the_same_key_waits_and_takes_what_the_first_one_made(tmp_path: Path) -> None:
+    made: set[str] = set()
+
+    def keyed(name: str) -> list[Job]:
+        return [replace(job, key=job.name) for job in jobs(tmp_path / name, 3)]
+
+    def remember(states: list[JobState]) -> None:
+        made.update(state.job.key for state in states if state.state == "done" and state.job.name != "j1")
+
+    launcher = Launcher({})
+    works = [
+        work(tmp_path, keyed(name), report=remember, taken=lambda job: job.key in made, at_once=4) for name in "ab"
+    ]
+    assert side_by_side(works, launcher) == [["done"] * 3] * 2
+    assert sorted(launcher.folders) == ["a/j0", "a/j1", "a/j2", "b/j1"]  # what b cannot take of j1 it makes itself
+    assert launcher.folders[-1] == "b/j1"
+
+
+def test_a_work_that_fails_stops_no_other_and_is_told_in_the_end(tmp_path: Path) -> None:
+    def bad() -> Work[list[str]]:
+        yield Batch(jobs=jobs(tmp_path / "bad", 1), at_once=1, devices=["cpu"])
+        raise InputError("corpus: is gone")
+
+    launcher = Launcher({})
+    with pytest.raises(InputError, match="is gone"):
+        side_by_side([bad(), work(tmp_path, jobs(tmp_path / "good", 3))], launcher)
+    assert len(launcher.folders) == 4
+
+
+def test_what_stops_all_is_told_to_every_work(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    def careful(name: str) -> Work[None]:
+        try:
+            yield Batch(jobs=jobs(tmp_path / name, 2), at_once=1, devices=["cpu"])
+        except Stopped:
+            told.append(name)
+            raise
+
+    class Stopping(Launcher):
+        def __call__(self, *given: Any) -> Pretended:
+            if len(self.folders) == 2:
+                raise Stopped("stopped", 75)
+            return super().__call__(*given)
+
+    with pytest.raises(Stopped):
+        side_by_side([careful("a"), careful("b"), careful("c")], Stopping({}))
+    assert told == ["a", "b"] or told == ["a", "b", "c"]
 
 
 def test_a_process_sees_its_own_device_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from homunculi import models
 from homunculi.core.model import LanguageModel
 from homunculi.errors import InputError
 from homunculi.experiments.costs import budget_of, cost_of, vocabulary_of
-from homunculi.experiments.matching import MAY_DIFFER, check_comparable, matched
+from homunculi.experiments.matching import MAY_DIFFER, NEAR, check_comparable, matched
 from homunculi.models.recursive import draw_passes
 from homunculi.settings import changed, override
 from homunculi.text.config import TextConfig
@@ -125,6 +125,22 @@ def test_the_feed_forward_width_is_turned_first_in_steps_of_eight() -> None:
     found = matched([run(d_model=64), run()], ["parameters"])[1]
     assert set(found.changes) == {"model.d_mlp"}
     assert int(found.changes["model.d_mlp"]) % 8 == 0
+
+
+def test_a_side_that_is_nearly_a_percent_off_is_brought_nearer_by_the_width_of_an_expert() -> None:
+    plain = run(d_model=128, n_blocks=6, activation="gelu")
+    side = run("homunculi", d_model=128, n_passes=3, n_experts=4, n_active=1)
+    by_one = [own_parameters(replace(side, model=replace(side.model, d_mlp=n))) for n in range(8, 600, 8)]
+    assert min(abs(n / own_parameters(plain) - 1) for n in by_one) > NEAR
+    found = matched([plain, side], ["parameters"])[1]
+    assert abs(own_parameters(found.config) / own_parameters(plain) - 1) <= NEAR
+    assert set(found.changes) == {"model.d_mlp", "model.d_expert"}
+
+
+def test_what_comes_within_half_a_percent_stays_as_it_is() -> None:
+    plain = run(d_mlp=400)
+    for d_mlp, changes in ((400, {}), (408, {"model.d_mlp": "400"})):
+        assert matched([plain, run(d_mlp=d_mlp)], ["parameters"])[1].changes == changes
 
 
 def test_a_target_beyond_one_width_is_reached_by_several_legal_knobs() -> None:

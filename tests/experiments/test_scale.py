@@ -179,7 +179,7 @@ def test_sides_that_cannot_be_compared_are_refused_before_anything(recipe: str) 
 def test_a_ladder_broken_off_goes_on_and_leaves_its_page(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("homunculi.experiments.fleet._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("homunculi.experiments.side_by_side._LOOK_SECONDS", 0.01)
     monkeypatch.setattr(certifying, "make_certificate", lambda certified: {"causal": True, "checks": []})
     sides = [wanted(recipe, name, "steps=3", *more) for name, more in (("idea", ()), ("plain", ("lr=1e-7",)))]
     options = {"seeds": 2, "factors": (), "at_once": 1, "baselines": False}

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from homunculi.errors import InputError, Stopped
-from homunculi.experiments.claims import store, table
+from homunculi.experiments.claims import store
 from homunculi.experiments.claims.entry import Claim, Plan, Side
-from homunculi.experiments.claims.evidence import CLAIM_SEEDS, Json
-from homunculi.experiments.compare import Request, Wanted, certify_sides, compare
+from homunculi.experiments.claims.evidence import Json
+from homunculi.experiments.claims.keeping import Asked, Keeping, Ran, Shared, merged, stored_part, write
+from homunculi.experiments.compare import Request, Wanted, certify_sides, comparing
 from homunculi.experiments.comparison import RECORD, Comparison, read
 from homunculi.experiments.comparison import Side as CertifiedSide
 from homunculi.experiments.execution import Reporter
-from homunculi.experiments.fleet import Launch, launch_here
+from homunculi.experiments.fleet import JobState, Launch, launch_here
+from homunculi.experiments.side_by_side import Work, side_by_side
 from homunculi.runs.directory import runs_root
 
 _FROM = "from-"  # and the first seed: folders of runs that take up where a stored result ends
@@ -26,91 +26,68 @@ Resolve = Callable[[list[str]], list[Wanted]]  # words as `homunculi compare` ta
 Beside = Callable[[Comparison, Path, Reporter], Json]  # what `Claim.beside` holds
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
-    """What somebody wants to have run.
-
-    Attributes:
-        size: of the claim's sizes. common: assignments of all sides.
-        sides: names; empty: all. The first side of a plan is always among them.
-        seeds: how many, from `first_seed` on.
-        factors: of learning rates to try; empty: none; None: three. Rates that the stored result has are not looked for
-            again unless factors are named.
-        at_once, device, baselines: as in `compare.Request`.
-        folder: of the runs; None: one that follows from what is asked.
-        results: where the stored result lies.
-    """
-
-    claim: Claim
-    results: Path
-    size: str = ""
-    common: tuple[str, ...] = ()
-    sides: tuple[str, ...] = ()
-    seeds: int = CLAIM_SEEDS
-    first_seed: int = 0
-    factors: tuple[float, ...] | None = None
-    at_once: int = 0
-    device: str = "auto"
-    baselines: bool | None = None
-    folder: Path | None = None
-
-    @property
-    def at(self) -> str:
-        """The size, named or not."""
-        return self.size or self.claim.default_size
-
-    @property
-    def plans(self) -> tuple[Plan, ...]:
-        return self.claim.sizes[self.at]
-
-    @property
-    def seeds_asked(self) -> range:
-        return range(self.first_seed, self.first_seed + self.seeds)
-
-    @property
-    def kept_common(self) -> list[str]:
-        """Assignments of all sides that make the plan what it is."""
-        return store.without_own(list(self.common))
-
-    @property
-    def command(self) -> str:
-        words = ["homunculi", "claims", self.claim.id, f"size={self.at}", *self.common, "--seeds", str(self.seeds)]
-        words += ["--first-seed", str(self.first_seed)] if self.first_seed else []
-        return shlex.join(words + (["--sides", ",".join(self.sides)] if self.sides else []))
-
-
-@dataclass(slots=True)
-class Ran:
-    """What became of a claim: its stored result, and the comparisons that were carried out."""
-
-    stored: Json | None
-    comparisons: list[Comparison] = field(default_factory=list)
-
-
 def run(asked: Asked, resolve: Resolve, reporter: Reporter, launch: Launch = launch_here) -> Ran:
-    """Run what a claim asks for and put it into its stored result, one comparison after the other.
+    """`run_together` of one claim."""
+    return run_together([asked], resolve, reporter, launch)[0]
 
-    A claim that trains nothing, or that needs something first, is left as it is.
+
+def run_together(
+    wishes: Sequence[Asked], resolve: Resolve, reporter: Reporter, launch: Launch = launch_here
+) -> list[Ran]:
+    """Run what claims ask for and put it into their stored results as each run ends; all claims side by side.
+
+    They share all places, and a run whose like is in any stored result is taken from there. A claim that trains
+    nothing, or that needs something first, is left as it is.
 
     Raises:
-        InputError: the claim has no such size or side, the stored result follows another plan, or as `compare`.
+        InputError: a claim has no such size or side, the stored result follows another plan, or as `compare`.
         Stopped: a signal asked for it; what has ended is stored.
     """
+    for asked in wishes:
+        if asked.claim.runnable:
+            _check(asked)
+            merged(asked, {})  # another plan is refused before anything is trained
+    shared = {asked.results: Shared(asked.results) for asked in wishes}
+    within = [reporter if len(wishes) == 1 else Within(reporter, asked.claim.id) for asked in wishes]
+    works = [_work(asked, resolve, one, shared[asked.results]) for asked, one in zip(wishes, within, strict=True)]
+    found = side_by_side(works, launch)
+    for asked, ran, one in zip(wishes, found, within, strict=True):
+        if asked.claim.runnable:
+            _measure_beside(asked, ran, one)
+    return found
+
+
+def _work(asked: Asked, resolve: Resolve, reporter: Reporter, shared: Shared) -> Work[Ran]:
+    """A claim's comparisons, one after the other."""
     claim = asked.claim
     if not claim.runnable:
         return Ran(store.read(asked.results, claim.id) if claim.rule and not claim.count else None)
-    _check(asked)
     ran = Ran(store.read(asked.results, claim.id))
-    _merged(asked, {})  # another plan is refused before anything is trained
     for plan in asked.plans:
         if not _left(asked, plan, ran.stored):
             reporter.message(f"{claim.id}: the stored result has all that is asked of {plan.name}")
             continue
-        comparison = _compare(asked, plan, ran, resolve, reporter, launch)
+        keeping = Keeping(asked, plan, ran, shared)
+        comparison = yield from _comparing(keeping, resolve, reporter)
         ran.comparisons.append(comparison)
-        _keep(asked, ran, plan, comparison)
-    _measure_beside(asked, ran, reporter)
+        keeping.keep(comparison)
     return ran
+
+
+class Within:
+    """A reporter of one claim among several."""
+
+    def __init__(self, reporter: Reporter, name: str) -> None:
+        self.reporter, self.name = reporter, name
+
+    def plan(self, lines: list[str]) -> None:
+        self.reporter.plan(lines)
+
+    def message(self, text: str) -> None:
+        self.reporter.message(f"{self.name}: {text}")
+
+    def progress(self, states: list[JobState]) -> None:
+        self.reporter.progress(states)
 
 
 def certify(asked: Asked, resolve: Resolve, reporter: Reporter) -> list[tuple[str, CertifiedSide]]:
@@ -148,13 +125,9 @@ def _chosen(asked: Asked, plan: Plan) -> list[Side]:
     return [side for i, side in enumerate(sides) if not i or not asked.sides or side.name in asked.sides]
 
 
-def _stored_part(stored: Json | None, plan: Plan) -> Json:
-    return {} if stored is None else stored["parts"].get(plan.name, {})
-
-
 def _left(asked: Asked, plan: Plan, stored: Json | None) -> range:
     """Seeds from the first one that some side lacks on, at least two; empty where none is missing."""
-    have = {(run["side"], run["seed"]) for run in _stored_part(stored, plan).get("runs", [])}
+    have = {(run["side"], run["seed"]) for run in stored_part(stored, plan).get("runs", [])}
     wanted = asked.seeds_asked
     missing = [seed for seed in wanted if any((side.name, seed) not in have for side in _chosen(asked, plan))]
     if not missing or asked.seeds < 2:  # too few are refused by the comparison itself
@@ -164,13 +137,14 @@ def _left(asked: Asked, plan: Plan, stored: Json | None) -> range:
 
 def _rates(asked: Asked, plan: Plan, stored: Json | None) -> dict[str, float]:
     """Learning rates that the stored result has found, if it has one for every side."""
-    known = {side["name"]: side["lr"] for side in _stored_part(stored, plan).get("sides", []) if side["lr"]}
+    known = {side["name"]: side["lr"] for side in stored_part(stored, plan).get("sides", []) if side["lr"]}
     chosen = [side.name for side in _chosen(asked, plan)]
     return {name: known[name] for name in chosen} if not asked.factors and known.keys() >= set(chosen) else {}
 
 
-def _compare(asked: Asked, plan: Plan, ran: Ran, resolve: Resolve, reporter: Reporter, launch: Launch) -> Comparison:
+def _comparing(keeping: Keeping, resolve: Resolve, reporter: Reporter) -> Work[Comparison]:
     """Carry out one comparison; where it is stopped, keep what has ended."""
+    asked, plan, ran = keeping.asked, keeping.plan, keeping.ran
     folder, seeds, factors = _folder(asked, plan), asked.seeds_asked, asked.factors
     rates = {} if (folder / RECORD).exists() else _rates(asked, plan, ran.stored)
     if rates:
@@ -189,10 +163,10 @@ def _compare(asked: Asked, plan: Plan, ran: Ran, resolve: Resolve, reporter: Rep
         command=asked.command,
     )
     try:
-        return compare(request, reporter, launch)
+        return (yield from comparing(request, reporter, keeping))
     except Stopped:
         if (folder / RECORD).exists():
-            _keep(asked, ran, plan, read(folder))
+            keeping.keep(read(folder))
         raise
 
 
@@ -220,29 +194,6 @@ def _folder(asked: Asked, plan: Plan) -> Path:
     return folder if len(asked.plans) == 1 else folder / plan.name
 
 
-def _merged(asked: Asked, parts: Json, measured: Json | None = None) -> Json:
-    """What is stored by now, which another process may have added to, with something new."""
-    old = store.read(asked.results, asked.claim.id)
-    new = store.result(asked.claim.id, asked.at, asked.kept_common, parts, measured)
-    return new if old is None else store.merge(old, new, str(store.path_of(asked.results, asked.claim.id)))
-
-
-def _keep(asked: Asked, ran: Ran, plan: Plan, comparison: Comparison) -> None:
-    """Put a comparison into the stored result, with the verdict as it now is."""
-    part = store.condense(comparison)
-    known = {(run["side"], run["seed"]) for run in _stored_part(ran.stored, plan).get("runs", [])}
-    new = [[run["side"], run["seed"]] for run in part["runs"] if (run["side"], run["seed"]) not in known]
-    together = _merged(asked, {plan.name: part})
-    if new or not together["provenance"]:
-        together["provenance"].append(store.origin(comparison.provenance, asked.command, new))
-    _write(asked, ran, together)
-
-
-def _write(asked: Asked, ran: Ran, stored: Json) -> None:
-    ran.stored = stored
-    store.write(asked.results, stored, table.judge(asked.claim, stored, asked.results))
-
-
 def _measure_beside(asked: Asked, ran: Ran, reporter: Reporter) -> None:
     """Measurements that the result does not have yet, of the first comparison, which may be of an earlier call."""
     measured = ran.stored["measured"] if ran.stored else {}
@@ -254,7 +205,7 @@ def _measure_beside(asked: Asked, ran: Ran, reporter: Reporter) -> None:
     for name, measure in lacking.items():
         comparison = read(folder)
         if len(comparison.ranked) > 1:
-            _write(asked, ran, _merged(asked, {}, {name: measure(comparison, folder, reporter)}))
+            write(asked, ran, merged(asked, {}, {name: measure(comparison, folder, reporter)}))
 
 
 # Comparisons that exist already.
@@ -270,12 +221,12 @@ def keep_folder(claim: Claim, folder: Path, results: Path) -> Json:
     folders = [folder] if (folder / RECORD).exists() else [folder / n for n in names if (folder / n / RECORD).exists()]
     if not folders:
         read(folder)  # says that there is none
-    ran = Ran(store.read(results, claim.id))
+    ran, shared = Ran(store.read(results, claim.id)), Shared(results)
     for one in folders:
         comparison = read(one)
         size, plan, common = fitting(claim, comparison)
         asked = Asked(claim=claim, results=results, size=size, common=tuple(common), seeds=len(comparison.seeds))
-        _keep(asked, ran, plan, comparison)
+        Keeping(asked, plan, ran, shared).keep(comparison)
     return ran.stored or {}
 
 

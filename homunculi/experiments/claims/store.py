@@ -21,7 +21,6 @@ from homunculi.errors import InputError
 from homunculi.experiments.claims.evidence import Evidence, Finding, Json, Part
 from homunculi.experiments.comparison import COLUMN, METRIC, NAME, Comparison, Side
 from homunculi.files import write_atomic
-from homunculi.runs import clock
 from homunculi.runs.directory import RunDirectory
 
 FORMAT = 1
@@ -54,7 +53,7 @@ def condense(comparison: Comparison) -> Json:
         "runs": _in_order(runs, sides),
         "failed": _in_order(failed, sides),
         "refused": [{key: one[key] for key in ("side", "seed", "reason") if key in one} for one in comparison.refused],
-        "tuning": [{key: trial[key] for key in keys} for trial in comparison.tuning],
+        "tuning": [{key: trial[key] for key in (*keys, "key") if key in trial} for trial in comparison.tuning],
         "baselines": [dict(one) for one in comparison.baselines],
     }
 
@@ -87,7 +86,9 @@ def without_own(assignments: list[str]) -> list[str]:
 
 def _run(comparison: Comparison, run: Json) -> Json:
     keys = ("side", "seed", "tokens", "val_loss", COLUMN, "stream", "data_hash", "tokens_per_s", "seconds")
-    return {key: run.get(key) for key in keys} | {"statistics": _statistics(comparison.folder / run["run"])}
+    known = {key: run[key] for key in ("key", "taken") if run.get(key)}
+    statistics = run["statistics"] if "statistics" in run else _statistics(comparison.folder / run["run"])
+    return {key: run.get(key) for key in keys} | {"statistics": statistics} | known
 
 
 def _statistics(folder: Path) -> Json:
@@ -111,11 +112,11 @@ def result(claim_id: str, size: str, common: list[str], parts: Json, measured: J
     return head | {"parts": parts, "measured": measured or {}, "provenance": []}
 
 
-def origin(provenance: Json, command: str, runs: list[list[Any]]) -> Json:
+def origin(provenance: Json, command: str, runs: list[list[Any]], date: str) -> Json:
     """One entry of a result's provenance: device, versions, command, date, code; no path and no name of a machine."""
     keys = ("device", "python", "versions", "git_commit", "code")
     known = {key: provenance[key] for key in keys if key in provenance}
-    return {"date": clock.written_out(clock.now()), "command": command} | known | {"runs": runs}
+    return {"date": date, "command": command} | known | {"runs": runs}
 
 
 def merge(old: Json, new: Json, where: str) -> Json:
@@ -141,12 +142,16 @@ def _merge_parts(old: Json, new: Json, where: str) -> Json:
     sides = {side["name"]: side for side in old["sides"]}
     for side in new["sides"]:
         known = sides.setdefault(side["name"], side)
+        known |= {key: side[key] for key in ("lr", "certificate") if known[key] is None}  # stopped before it had any
         for key in ("recipe", "assignments", "changes", "seed_offset", "lr"):
+            if key == "lr" and side[key] is None:
+                continue
             _same(known[key], side[key], f"{key} of {side['name']}", where)
         _same(*_known_to_both(known["config"], side["config"]), f"config of {side['name']}", where)
     runs = {(run["side"], run["seed"]): run for run in [*new["runs"], *old["runs"]]}
     failed = {(run["side"], run["seed"]): run for run in [*old["failed"], *new["failed"]]}
-    tuning = {(trial["side"], trial["lr"]): trial for trial in [*new["tuning"], *old["tuning"]]}
+    trials = sorted([*new["tuning"], *old["tuning"]], key=lambda trial: trial["val_bpb"] is not None)
+    tuning = {(trial["side"], trial["lr"]): trial for trial in trials}
     refused = [*old["refused"], *(one for one in new["refused"] if one not in old["refused"])]
     return old | {
         "sides": list(sides.values()),
@@ -293,6 +298,9 @@ def _check_run(run: Json, names: list[str]) -> None:
     _expect(len(curves[0]) > 0 and len({len(curve) for curve in curves}) == 1, f"curves of {what}")
     _expect(all(_is_number(value) and value > 0 for curve in curves for value in curve), f"curves of {what}")
     _expect(all(map(_is_number, run["statistics"].values())), f"statistics of {what}")
+    taken = run.get("taken", {"id": "", "device": ""})
+    _expect(all(isinstance(taken[key], str) for key in ("id", "device")), f"taken of {what}")
+    _expect(isinstance(run.get("key", ""), str), f"key of {what}")
     _expect(isinstance(run["stream"], str) and isinstance(run["data_hash"], str), f"stream of {what}")
 
 

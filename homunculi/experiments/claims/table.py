@@ -73,9 +73,14 @@ def row(claim: Claim, folder: Path) -> Row:
     stored = store.read(folder, claim.id)
     if stored is None:
         return Row(claim, Finding(NOT_RUN, f"homunculi claims {claim.id}: {claim.cost()}"))
-    devices = dict.fromkeys(str(one.get("device", "")) for one in stored["provenance"])
+    devices = dict.fromkeys(str(one.get("device", "")) for one in [*stored["provenance"], *_taken(stored)])
     finding = judge(claim, stored, folder)  # first: it refuses what is damaged
     return Row(claim, finding, stored["size"], tuple(stored["common"]), tuple(devices), tuple(_notes(stored)))
+
+
+def _taken(stored: Json) -> list[Json]:
+    """Where runs come from that another claim's result had."""
+    return [run["taken"] for part in stored["parts"].values() for run in part["runs"] if "taken" in run]
 
 
 def _notes(stored: Json) -> list[str]:
@@ -85,6 +90,7 @@ def _notes(stored: Json) -> list[str]:
     found = {
         "learning rates were not tuned": any(part.touched and not part.stored["factors"] for part in parts),
         f"runs left out, for other batches, another text or too few steps: {n_left_out}": n_left_out > 0,
+        f"runs taken from other claims: {len(_taken(stored))}": bool(_taken(stored)),
         f"runs of {len(codes)} versions of the code": len(codes) > 1,
     }
     return [note for note, holds in found.items() if holds]
