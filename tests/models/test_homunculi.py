@@ -201,6 +201,51 @@ def test_shared_keys_cost_less_cache_and_no_keys_in_later_passes() -> None:
     assert "steps.1.attn.k" in names and not {"steps.2.attn.k", "steps.3.attn.v"} & names
 
 
+def test_a_tokens_dopamine_scales_what_the_block_learns_from_it_and_nothing_else() -> None:
+    levels_T = torch.linspace(0.2, 1.9, 24)
+    raw_T = levels_T.clamp(min=0.5)
+    apart_T = raw_T / raw_T.mean() - 1
+    wanted_T = 1 + apart_T / max(1.0, (apart_T.max() / 1).item(), (-apart_T.min() / 0.5).item())
+    assert wanted_T.mean().item() == pytest.approx(1) and wanted_T.min() >= 0.5 and wanted_T.max() <= 2
+    found = []
+    for fields in ({}, {"token_plasticity": True}):
+        model = make(noise=0.2, n_passes=1, **fields).train()
+        kept: dict[str, Tensor] = {}
+        hooks = {
+            "steps.1.packet.dopamine": lambda t, name: levels_T.expand(t.shape[:2])[..., None].to(t),
+            "steps.1.resid_post": lambda t, name, kept=kept: kept.update(y=t),
+            "steps.1.resid_pre": lambda t, name, kept=kept: kept.update(x=t),
+        }
+        hidden = model.trunk(ids(), Recording(others=hooks))
+        loss = hidden.x_BTD.square().sum()
+        found.append((hidden.x_BTD, *torch.autograd.grad(loss, (kept["y"], kept["x"]))))
+    (out, y_grad, x_grad), (paced_out, paced_y_grad, paced_x_grad) = found
+    assert torch.equal(out, paced_out)
+    torch.testing.assert_close(paced_y_grad, wanted_T[:, None] * y_grad, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(paced_x_grad, x_grad)
+
+
+def test_even_dopamine_teaches_as_without_and_evaluation_is_not_scaled() -> None:
+    even = {"*packet.dopamine": lambda t, name: torch.full_like(t, 1.7)}
+    for level, training in ((even, True), ({}, False)):
+        gradients = []
+        for fields in ({}, {"token_plasticity": True}):
+            model = make(noise=0.2, **fields).double().train(training)
+            model.trunk(ids(), Recording(others=level)).x_BTD.square().mean().backward()
+            gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+        torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+
+
+def test_a_pass_that_nobody_takes_teaches_nothing_and_breaks_nothing() -> None:
+    model = make(noise=0.2, token_plasticity=True).train()
+    with torch.no_grad():
+        model.router.threshold_R.fill_(1e9)
+    losses = TrainingLoss(model)(ids(2, 25))
+    losses.cross_entropy.backward()
+    assert losses.cross_entropy.isfinite()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
 BOTH = ("memory", "experts")
 
 
@@ -313,7 +358,7 @@ def test_nobody_going_through_is_skipped_while_decoding() -> None:
     assert "steps.1.attn.out" in seen.seen and not {"steps.1.memory.out", "steps.1.experts.out"} & set(seen)
 
 
-@pytest.mark.parametrize("fields", [{"kv": "shared"}, {"paths": BOTH}], ids=str)
+@pytest.mark.parametrize("fields", [{"kv": "shared"}, {"paths": BOTH}, {"token_plasticity": True}], ids=str)
 def test_options_compile_in_one_graph(fields: dict[str, Any]) -> None:
     """Traced whole, forward and loss: a value that the host would have to see would break the graph."""
     torch._dynamo.reset()

@@ -32,7 +32,7 @@ from ...parts.routers import Choice, Router, Span, TokenChoiceRouter
 from ..registry import architecture
 from .config import EFFECTS, GAINED, PARTS, ROUTERS, VARIANTS, Config
 from .costs import budget_of, count_filled
-from .learning import count, follow, foresee, loss_terms
+from .learning import count, follow, foresee, loss_terms, paced
 from .paths import PathRouter
 from .regions import Amygdala, Neocortex, Packet, Prefrontal, Temporal, feel, scaled
 from .state import Call, Felt, Mind, Passed, Place, Slot
@@ -262,6 +262,8 @@ class Homunculi(LanguageModel):
             out_BCD, load_E = self.neocortex[k](y_BCD, place, felt, here)
             y_BCD = here("resid_post", y_BCD + scaled(out_BCD, felt.gains["neocortex"]))
             loads += [] if load_E is None else [load_E]
+        if self.training and self.config.token_plasticity and "dopamine" in levels:
+            y_BCD = paced(y_BCD, start_BCD, place.pick(levels["dopamine"]), place.taken_BC)
         if choice.gate_BT is None and place.block is None:
             mind.x_BTD = y_BCD
         else:
