@@ -349,7 +349,8 @@ class Homunculi(LanguageModel):
             for r in range(config.n_passes)
             for k in range(config.n_shared)
         ]
-        return Cache([first, *inner, last], batch_size, capacity, device)
+        memories = tuple(slot.memory_BHKK for slot in inner)
+        return Cache([first, *inner, last], batch_size, capacity, device, memories)
 
     def budget(self, context: int | None = None) -> Budget:
         return budget_of(self, context)
