@@ -358,11 +358,15 @@ def test_nobody_going_through_is_skipped_while_decoding() -> None:
     assert "steps.1.attn.out" in seen.seen and not {"steps.1.memory.out", "steps.1.experts.out"} & set(seen)
 
 
-@pytest.mark.parametrize("fields", [{"kv": "shared"}, {"paths": BOTH}, {"token_plasticity": True}], ids=str)
-def test_options_compile_in_one_graph(fields: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("fields", "separator"),
+    [({"kv": "shared", "token_plasticity": True}, None), ({"paths": BOTH}, None), ({"kv": "shared", "paths": BOTH}, 3)],
+    ids=str,
+)
+def test_options_compile_in_one_graph(fields: dict[str, Any], separator: int | None) -> None:
     """Traced whole, forward and loss: a value that the host would have to see would break the graph."""
     torch._dynamo.reset()
-    loss_of = TrainingLoss(make(**fields, n_passes=2).train())
+    loss_of = TrainingLoss(make(**fields, n_passes=2).train(), separator=separator)
     compiled = torch.compile(loss_of, backend="eager", fullgraph=True, dynamic=False)
     tokens = ids(2, 25)
     assert compiled(tokens).cross_entropy.item() == pytest.approx(loss_of(tokens).cross_entropy.item(), rel=1e-5)
@@ -460,6 +464,40 @@ def test_impossible_settings_are_refused_by_field(fields: dict[str, Any], messag
         dataclasses.replace(Config(**SIZES), **fields)
 
 
-def test_documents_in_one_sequence_are_refused() -> None:
-    with pytest.raises(InputError, match=r"text\.document_mask"):
-        make()(ids(), documents_BT=torch.zeros(2, 24, dtype=torch.long))
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"kv": "shared", "n_shared": 2, "paths": BOTH},
+        {"paths": ("memory",), "window": 0, "router": "token_choice"},
+        {"regions": ("amygdala", "prefrontal"), "kv": "shared"},
+        {"capacities": (1.0, 1.0, 1.0), "kv": "shared", "signals": ()},
+    ],
+    ids=str,
+)
+def test_documents_packed_in_a_row_give_what_they_give_apart(fields: dict[str, Any]) -> None:
+    """Room for everybody: quotas count the tokens of a row, whatever their documents."""
+    model = make(**({"noise": 0.2, "max_seq_len": 150, "burst": 150} | fields)).double()
+    row, sizes = ids(2, 150), (70, 1, 9, 64, 6)
+    documents_BT = torch.repeat_interleave(torch.arange(5), torch.tensor(sizes)).expand(2, -1)
+    packed = model(row, documents_BT=documents_BT).logits
+    apart = torch.cat([model(piece).logits for piece in row.split(sizes, 1)], 1)
+    torch.testing.assert_close(packed, apart, rtol=1e-4, atol=1e-4)  # rotations are tables in float32
+    other = row.clone()
+    other[:, 70:80] = (other[:, 70:80] + 1) % 31
+    moved_T = (model(other, documents_BT=documents_BT).logits - packed).abs().amax((0, 2))
+    assert moved_T[70:80].max() > 1e-3 and moved_T[:70].max() < 1e-12 and moved_T[80:].max() < 1e-12
+    assert not torch.allclose(packed, model(row).logits, atol=1e-3)
+    if min(model.config.shares) < 1:
+        seen = record(model, row)
+        assert 0 < seen["steps.2.router.taking" if "n_shared" not in fields else "steps.3.router.taking"].sum() < 300
+
+
+def test_a_model_learns_from_documents_that_are_kept_apart() -> None:
+    model, tokens = make(noise=0.1, forecast="reducible").train(), ids(4, 25)
+    tokens[:, 7::9] = 0
+    loss_of = TrainingLoss(model, separator=0)
+    losses = loss_of(tokens)
+    torch.stack([losses.cross_entropy, *losses.terms.values()]).sum().backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert losses.cross_entropy != TrainingLoss(model)(tokens).cross_entropy

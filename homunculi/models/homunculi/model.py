@@ -119,9 +119,7 @@ class Homunculi(LanguageModel):
         cache: Cache | None = None,
         documents_BT: Tensor | None = None,
     ) -> Hidden:
-        if documents_BT is not None:
-            raise InputError("text.document_mask: memory and packet run over whole sequences; set it to false")
-        call = self._call(ids_BT, cache)
+        call = self._call(ids_BT, cache, documents_BT)
         x_BTD = self.embed(ids_BT)
         x_BTD = taps("embed", x_BTD.to(self.compute_dtype or x_BTD.dtype))
         mind = self._awake(x_BTD, call, taps)
@@ -139,14 +137,15 @@ class Homunculi(LanguageModel):
         terms = loss_terms(self, choices, passed, foreseen)
         return Hidden(x_BTD, terms, statistics=count(self, choices, passed, foreseen))
 
-    def _call(self, ids_BT: Tensor, cache: Cache | None) -> Call:
+    def _call(self, ids_BT: Tensor, cache: Cache | None, documents_BT: Tensor | None) -> Call:
         n_tokens, device = ids_BT.shape[1], ids_BT.device
         if cache is None:
             if n_tokens > self.config.max_seq_len:
                 raise InputError(f"{n_tokens} tokens are more than model.max_seq_len={self.config.max_seq_len}")
             span = Span(torch.arange(n_tokens, device=device)[None])
             kept = tuple(Kept() for _ in self.temporal) if self._shares_kv else ()
-            return Call(self.rope.at(slice(0, n_tokens), self._dtype), None, None, span, kept)
+            same_BTS = None if documents_BT is None else (documents_BT[..., None] == documents_BT[:, None]).tril()
+            return Call(self.rope.at(slice(0, n_tokens), self._dtype), same_BTS, None, span, kept, documents_BT)
         positions_BT = cache.positions(n_tokens)
         mask_BTS = torch.arange(cache.capacity, device=device) <= positions_BT[..., None]
         counts = tuple(cache.at(first).routed.count_B.clone() for first in self.first_steps)
@@ -176,7 +175,7 @@ class Homunculi(LanguageModel):
         if self.packet is None:
             return {}
         here, slot = taps.at(self.first_steps[r]), call.slot(self.first_steps[r])
-        levels_BTS = self.packet(mind.x_BTD, mind.salience_BT1, mind.took_BT, r, slot)
+        levels_BTS = self.packet(mind.x_BTD, mind.salience_BT1, mind.took_BT, r, slot, call.documents_BT)
         effective = {EFFECTS[effect] for effect in self.packet.sensitivity if effect != "patience" or self._routes(r)}
         return {
             name: here(f"packet.{name}", levels_BTS[..., i : i + 1])
@@ -216,7 +215,7 @@ class Homunculi(LanguageModel):
         device = mind.x_BTD.device
         if call.cache is None or call.span.counts is None:
             if choice.count_BT is None:
-                return Place(None, None, call.span.positions_BT, call.rotation, T, r, device)
+                return Place(None, None, call.span.positions_BT, call.rotation, T, r, device, call.documents_BT)
             block: Gathered | None = gather(choice.count_BT, self.router.places(r, T))
         else:
             before_B, count_BT = self._slot(call, r).routed.count_B, choice.count_BT
@@ -228,7 +227,8 @@ class Homunculi(LanguageModel):
             return None
         positions_BC = block.take_numbers(call.span.positions_BT.expand(B, T))
         rotation = self.rope.at(positions_BC, self._dtype)
-        return Place(block, block.selection.taken_BC, positions_BC, rotation, positions_BC.shape[1], r, device)
+        taken_BC, n_places = block.selection.taken_BC, positions_BC.shape[1]
+        return Place(block, taken_BC, positions_BC, rotation, n_places, r, device, call.documents_BT)
 
     def _slot(self, call: Call, r: int) -> Any:
         return call.slot(self.first_steps[r])
@@ -239,7 +239,8 @@ class Homunculi(LanguageModel):
         """One pass over those who take part. Changes `mind`."""
         context = None
         if self.prefrontal is not None and mind.plan_BTP is not None:
-            context = self.prefrontal.recall(mind.plan_BTP, self._slot(call, r), call.span.valid_BT)
+            slot, span = self._slot(call, r), call.span
+            context = self.prefrontal.recall(mind.plan_BTP, slot, span.valid_BT, call.documents_BT)
         place = self._place(choice, r, call, mind)
         mind.took_BT = mind.took_BT if choice.taking_BT is None else choice.taking_BT
         if place is None:
