@@ -21,6 +21,7 @@ def sample(
     top_k: Annotated[int, typer.Option(help="Draw from that many likeliest tokens; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest that reach this probability.")] = 1.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    carry: Annotated[bool, typer.Option("--carry", help="Keep a running memory beyond the longest sequence.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     from homunculi.cli.terminal import print_result
@@ -28,7 +29,7 @@ def sample(
     from homunculi.text.tokenizers import load_tokenizer
     from homunculi.train.loading import load
 
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, carry=carry)
     model = load(run)
     continuation = continue_text(model, load_tokenizer(run), prompt, tokens, sampling)
     if as_json:

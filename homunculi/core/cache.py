@@ -95,11 +95,21 @@ class Cache:
         lengths_B: how many tokens of each row are valid.
         capacity: the most tokens a row may have.
         pieces: recordings of decoding steps.
+        running: tensors of the slots that know no positions, so that a fresh cache can go on from them when a text
+            outgrows this one; empty for most architectures.
     """
 
-    def __init__(self, slots: list[Any], batch_size: int, capacity: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        slots: list[Any],
+        batch_size: int,
+        capacity: int,
+        device: torch.device,
+        running: tuple[Tensor, ...] = (),
+    ) -> None:
         self.slots = slots
         self.capacity = capacity
+        self.running = running
         self.lengths_B = torch.zeros(batch_size, dtype=torch.long, device=device)
         self.pieces = Pieces()
         self._longest = 0
@@ -151,6 +161,11 @@ class Cache:
         self._announced_B = None
         self.lengths_B += n_tokens
         self._longest = self._longest + n_tokens if isinstance(n_tokens, int) else int(self.lengths_B.max())
+
+    def carry_on(self, before: Cache) -> None:
+        """Begin with the running tensors of a cache that has read what stands before this one's first token."""
+        for mine, theirs in zip(self.running, before.running, strict=True):
+            mine.copy_(theirs)
 
     @property
     def n_bytes(self) -> int:

@@ -24,12 +24,15 @@ class Sampling:
         top_k: only that many likeliest tokens; 0: all.
         top_p: only the likeliest tokens that together reach this probability; 1: all.
         seed: of the draw; the same seed and model give the same text on the same device.
+        carry: of an architecture with a running memory, keep it when reading starts afresh: it then reaches back to the
+            beginning of the text. What no longer fits is read once more for it.
     """
 
     temperature: float = 0.8
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    carry: bool = False
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -45,7 +48,7 @@ def generate(
     """Yield the next token of every row, (B,), `n_tokens` times.
 
     Prompts may differ in length; an empty one is an error. When a row reaches the model's longest sequence, reading
-    starts afresh from the latest half of it, so text of any length can be drawn.
+    starts afresh from the latest half of it, so text of any length can be drawn (`Sampling.carry`: what is kept).
 
     Raises:
         InputError: a prompt is empty.
@@ -61,7 +64,9 @@ def generate(
     was_training = model.training
     model.eval()
     try:
-        cache, logits = _read(model, rows, device)
+        dropped = [list(prompt)[: len(prompt) - len(row)] for prompt, row in zip(prompts, rows, strict=True)]
+        before = _remember(model, dropped, None, device) if sampling.carry else None
+        cache, logits = _read(model, rows, device, before)
         for i in range(n_tokens):
             next_B = _draw(logits, sampling, generator)
             yield next_B
@@ -70,9 +75,11 @@ def generate(
                 break
             if max(map(len, rows)) + len(drawn) > longest:
                 added = torch.stack(drawn, 1).tolist()
-                rows = [(row + new)[-(longest // 2) :] for row, new in zip(rows, added, strict=True)]
-                drawn = []
-                cache, logits = _read(model, rows, device)
+                rows = [row + new for row, new in zip(rows, added, strict=True)]
+                dropped, drawn = [row[: -(longest // 2)] for row in rows], []
+                before = _remember(model, dropped, before, device) if sampling.carry else None
+                rows = [row[-(longest // 2) :] for row in rows]
+                cache, logits = _read(model, rows, device, before)
             else:
                 fed_B1.copy_(next_B[:, None])
                 logits = model(fed_B1, cache=cache).logits[:, -1]
@@ -81,14 +88,30 @@ def generate(
         model.train(was_training)
 
 
-def _read(model: LanguageModel, rows: list[list[int]], device: torch.device) -> tuple[Cache, Tensor]:
-    """A fresh cache that has read all rows, and the logits after each row's last token."""
+def _remember(model: LanguageModel, rows: list[list[int]], before: Cache | None, device: torch.device) -> Cache | None:
+    """A cache whose running memory has read these tokens after those of `before`, whatever their number; None: the
+    model has no such memory, or there was nothing to read."""
+    longest = model.config.max_seq_len
+    if not model.new_cache(1, 1).running:
+        return None
+    for start in range(0, max(map(len, rows)), longest):
+        before, _ = _read(model, [row[start : start + longest] for row in rows], device, before)
+    return before
+
+
+def _read(
+    model: LanguageModel, rows: list[list[int]], device: torch.device, before: Cache | None = None
+) -> tuple[Cache, Tensor]:
+    """A fresh cache that has read all rows, with the running memory of `before`, and the logits after each row's last
+    token."""
     lengths_B = torch.tensor([len(row) for row in rows], device=device)
     longest = int(lengths_B.max())
     ids_BT = torch.zeros(len(rows), longest, dtype=torch.long)
     for i, row in enumerate(rows):
         ids_BT[i, : len(row)] = torch.tensor(row)
     cache = model.new_cache(len(rows), model.config.max_seq_len)
+    if before is not None:
+        cache.carry_on(before)
     cache.announce(lengths_B)
     logits_BTV = model(ids_BT.to(device), cache=cache).logits
     cache.advance(lengths_B)

@@ -9,8 +9,7 @@
 Tokens that a pass does not take are not computed in it, in training or in decoding; they keep their state. With all
 capacities at 1 this is the recursive transformer.
 
-Legend: B batch, T positions, S positions attended to, D width, V vocabulary, A rows with tokens in a pass, C places
-of a gathered block.
+Legend: B batch, T positions, S attended to, D width, V vocabulary, A rows with tokens in a pass, C places of a block.
 """
 
 from __future__ import annotations

@@ -40,6 +40,7 @@ class Chunks(NamedTuple):
         v_BHNSK: values.
         since_BHNS: l_t, the sum of log α from the start of the chunk; never positive, float32 or wider.
         write_BHNS: β, not negative, of the same type.
+        document_B1NS: of each token; None: all are of one.
     """
 
     q_BHNSK: Tensor
@@ -47,10 +48,22 @@ class Chunks(NamedTuple):
     v_BHNSK: Tensor
     since_BHNS: Tensor
     write_BHNS: Tensor
+    document_B1NS: Tensor | None = None
+
+    def ends(self) -> Tensor | None:
+        """The document at the end of each chunk, after that of what came before the call: none, (B, 1, N + 1)."""
+        return None if self.document_B1NS is None else F.pad(self.document_B1NS[..., -1], (1, 0), value=-1)
+
+    def reached(self) -> Tensor:
+        """How much of the memory before a chunk is left at each of its tokens, (B, H, N, S)."""
+        left_BHNS, ends_B1N = self.since_BHNS.exp(), self.ends()
+        return left_BHNS if ends_B1N is None else left_BHNS * (self.document_B1NS == ends_B1N[..., :-1, None])
 
     def kept(self) -> Tensor:
         """Keys scaled by how much of a write is left at the end of its chunk, (B, H, N, S, K)."""
         left_BHNS = (self.since_BHNS[..., -1:] - self.since_BHNS).clamp(max=0).exp()
+        if self.document_B1NS is not None:
+            left_BHNS = left_BHNS * (self.document_B1NS == self.document_B1NS[..., -1:])
         return self.k_BHNSK * left_BHNS[..., None].to(self.k_BHNSK.dtype)
 
 
@@ -89,6 +102,7 @@ class AssociativeMemory(nn.Module):
         taps: TapPoint,
         taken_BC: Tensor | None = None,
         state_BHKK: Tensor | None = None,
+        documents_BC: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Write and read in order.
 
@@ -99,12 +113,15 @@ class AssociativeMemory(nn.Module):
             taps: named points of this step.
             taken_BC: False where a place is empty: it neither writes nor lets time pass, and its output means nothing.
             state_BHKK: the memory left by earlier calls, keys by values; None: empty.
+            documents_BC: document of each token, in one piece each; every one begins with an empty memory. None: one.
 
         Returns:
             The read-out (B, C, D) and the memory after the last token (B, H, K, K), float32 or wider.
         """
         q, k, v, forget, write = (_in_chunks(t) for t in self._bring(x_BCD, write_BC1, taps, taken_BC))
         chunks = Chunks(q, k, v, running_sum(-forget), write)
+        if documents_BC is not None:
+            chunks = chunks._replace(document_B1NS=_in_chunks(documents_BC[..., None]))
         if state_BHKK is None:
             state_BHKK = self.empty_state(len(x_BCD))
         write_in = write_gated if self.rule == "gated" else write_delta
@@ -196,7 +213,7 @@ def write_gated(chunks: Chunks, state_BHKK: Tensor) -> tuple[Tensor, Tensor, Ten
     written_BHNKK = (chunks.kept().mT @ u_BHNSK).to(state_BHKK.dtype)
     items = torch.cat([state_BHKK[:, :, None], written_BHNKK], dim=2)
     since_BHN = running_sum(F.pad(chunks.since_BHNS[..., -1], (1, 0)))
-    borders = (decay_between(since_BHN) @ items.flatten(3)).view_as(items)
+    borders = (decay_between(since_BHN, chunks.ends()) @ items.flatten(3)).view_as(items)
     return u_BHNSK, borders[:, :, :-1], borders[:, :, -1]
 
 
@@ -207,11 +224,11 @@ def write_delta(chunks: Chunks, state_BHKK: Tensor) -> tuple[Tensor, Tensor, Ten
     M the memory before it. The system is solved for all chunks at once, M put in from chunk to chunk."""
     wide, (k, v) = state_BHKK.dtype, (t.to(state_BHKK.dtype) for t in (chunks.k_BHNSK, chunks.v_BHNSK))
     since, write = chunks.since_BHNS, chunks.write_BHNS[..., None]
-    system = (write * decay_between(since) * (chunks.k_BHNSK @ chunks.k_BHNSK.mT)).tril(-1)
-    sides = torch.cat([write * v, write * since.exp()[..., None] * k], dim=-1)
+    system = (write * decay_between(since, chunks.document_B1NS) * (chunks.k_BHNSK @ chunks.k_BHNSK.mT)).tril(-1)
+    sides = torch.cat([write * v, write * chunks.reached()[..., None] * k], dim=-1)
     solved = torch.linalg.solve_triangular(system, sides, upper=False, unitriangular=True)
     values, answers = (half.unbind(2) for half in solved.split(v.shape[-1], dim=-1))
-    kept, left = chunks.kept().to(wide).mT.unbind(2), since[..., -1].exp().unbind(2)
+    kept, left = chunks.kept().to(wide).mT.unbind(2), chunks.reached()[..., -1].unbind(2)
     u, before = [], []
     for n in range(since.shape[2]):
         before.append(state_BHKK)
@@ -223,17 +240,19 @@ def write_delta(chunks: Chunks, state_BHKK: Tensor) -> tuple[Tensor, Tensor, Ten
 def read(chunks: Chunks, u_BHNSK: Tensor, before_BHNKK: Tensor) -> Tensor:
     """What each token reads, (B, H, N, S, K): from its own chunk, and from the memory before it."""
     q_BHNSK, dtype = chunks.q_BHNSK, u_BHNSK.dtype
-    scores_BHNSS = ((q_BHNSK @ chunks.k_BHNSK.mT) * decay_between(chunks.since_BHNS)).to(dtype)
-    earlier_BHNSK = q_BHNSK * chunks.since_BHNS.exp()[..., None].to(dtype)
+    scores_BHNSS = ((q_BHNSK @ chunks.k_BHNSK.mT) * decay_between(chunks.since_BHNS, chunks.document_B1NS)).to(dtype)
+    earlier_BHNSK = q_BHNSK * chunks.reached()[..., None].to(dtype)
     return scores_BHNSS @ u_BHNSK + earlier_BHNSK @ before_BHNKK.to(dtype)
 
 
-def decay_between(since: Tensor) -> Tensor:
-    """exp(l_t − l_s) for s ≤ t, else 0: (…, S) → (…, S, S)."""
+def decay_between(since: Tensor, document: Tensor | None = None) -> Tensor:
+    """exp(l_t − l_s) for s ≤ t of the same document, else 0: (…, S) → (…, S, S)."""
     n = since.shape[-1]
-    later = torch.ones(n, n, dtype=torch.bool, device=since.device).triu(1)
+    hidden = torch.ones(n, n, dtype=torch.bool, device=since.device).triu(1)
+    if document is not None:
+        hidden = hidden | (document[..., :, None] != document[..., None, :])
     between = (since[..., :, None] - since[..., None, :]).clamp(max=0)
-    return between.masked_fill(later, float("-inf")).exp()
+    return between.masked_fill(hidden, float("-inf")).exp()
 
 
 def running_sum(x: Tensor) -> Tensor:

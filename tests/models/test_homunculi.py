@@ -201,6 +201,51 @@ def test_shared_keys_cost_less_cache_and_no_keys_in_later_passes() -> None:
     assert "steps.1.attn.k" in names and not {"steps.2.attn.k", "steps.3.attn.v"} & names
 
 
+def test_a_tokens_dopamine_scales_what_the_block_learns_from_it_and_nothing_else() -> None:
+    levels_T = torch.linspace(0.2, 1.9, 24)
+    raw_T = levels_T.clamp(min=0.5)
+    apart_T = raw_T / raw_T.mean() - 1
+    wanted_T = 1 + apart_T / max(1.0, (apart_T.max() / 1).item(), (-apart_T.min() / 0.5).item())
+    assert wanted_T.mean().item() == pytest.approx(1) and wanted_T.min() >= 0.5 and wanted_T.max() <= 2
+    found = []
+    for fields in ({}, {"token_plasticity": True}):
+        model = make(noise=0.2, n_passes=1, **fields).train()
+        kept: dict[str, Tensor] = {}
+        hooks = {
+            "steps.1.packet.dopamine": lambda t, name: levels_T.expand(t.shape[:2])[..., None].to(t),
+            "steps.1.resid_post": lambda t, name, kept=kept: kept.update(y=t),
+            "steps.1.resid_pre": lambda t, name, kept=kept: kept.update(x=t),
+        }
+        hidden = model.trunk(ids(), Recording(others=hooks))
+        loss = hidden.x_BTD.square().sum()
+        found.append((hidden.x_BTD, *torch.autograd.grad(loss, (kept["y"], kept["x"]))))
+    (out, y_grad, x_grad), (paced_out, paced_y_grad, paced_x_grad) = found
+    assert torch.equal(out, paced_out)
+    torch.testing.assert_close(paced_y_grad, wanted_T[:, None] * y_grad, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(paced_x_grad, x_grad)
+
+
+def test_even_dopamine_teaches_as_without_and_evaluation_is_not_scaled() -> None:
+    even = {"*packet.dopamine": lambda t, name: torch.full_like(t, 1.7)}
+    for level, training in ((even, True), ({}, False)):
+        gradients = []
+        for fields in ({}, {"token_plasticity": True}):
+            model = make(noise=0.2, **fields).double().train(training)
+            model.trunk(ids(), Recording(others=level)).x_BTD.square().mean().backward()
+            gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+        torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+
+
+def test_a_pass_that_nobody_takes_teaches_nothing_and_breaks_nothing() -> None:
+    model = make(noise=0.2, token_plasticity=True).train()
+    with torch.no_grad():
+        model.router.threshold_R.fill_(1e9)
+    losses = TrainingLoss(model)(ids(2, 25))
+    losses.cross_entropy.backward()
+    assert losses.cross_entropy.isfinite()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
 BOTH = ("memory", "experts")
 
 
@@ -313,11 +358,15 @@ def test_nobody_going_through_is_skipped_while_decoding() -> None:
     assert "steps.1.attn.out" in seen.seen and not {"steps.1.memory.out", "steps.1.experts.out"} & set(seen)
 
 
-@pytest.mark.parametrize("fields", [{"kv": "shared"}, {"paths": BOTH}], ids=str)
-def test_options_compile_in_one_graph(fields: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("fields", "separator"),
+    [({"kv": "shared", "token_plasticity": True}, None), ({"paths": BOTH}, None), ({"kv": "shared", "paths": BOTH}, 3)],
+    ids=str,
+)
+def test_options_compile_in_one_graph(fields: dict[str, Any], separator: int | None) -> None:
     """Traced whole, forward and loss: a value that the host would have to see would break the graph."""
     torch._dynamo.reset()
-    loss_of = TrainingLoss(make(**fields, n_passes=2).train())
+    loss_of = TrainingLoss(make(**fields, n_passes=2).train(), separator=separator)
     compiled = torch.compile(loss_of, backend="eager", fullgraph=True, dynamic=False)
     tokens = ids(2, 25)
     assert compiled(tokens).cross_entropy.item() == pytest.approx(loss_of(tokens).cross_entropy.item(), rel=1e-5)
@@ -415,6 +464,40 @@ def test_impossible_settings_are_refused_by_field(fields: dict[str, Any], messag
         dataclasses.replace(Config(**SIZES), **fields)
 
 
-def test_documents_in_one_sequence_are_refused() -> None:
-    with pytest.raises(InputError, match=r"text\.document_mask"):
-        make()(ids(), documents_BT=torch.zeros(2, 24, dtype=torch.long))
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"kv": "shared", "n_shared": 2, "paths": BOTH},
+        {"paths": ("memory",), "window": 0, "router": "token_choice"},
+        {"regions": ("amygdala", "prefrontal"), "kv": "shared"},
+        {"capacities": (1.0, 1.0, 1.0), "kv": "shared", "signals": ()},
+    ],
+    ids=str,
+)
+def test_documents_packed_in_a_row_give_what_they_give_apart(fields: dict[str, Any]) -> None:
+    """Room for everybody: quotas count the tokens of a row, whatever their documents."""
+    model = make(**({"noise": 0.2, "max_seq_len": 150, "burst": 150} | fields)).double()
+    row, sizes = ids(2, 150), (70, 1, 9, 64, 6)
+    documents_BT = torch.repeat_interleave(torch.arange(5), torch.tensor(sizes)).expand(2, -1)
+    packed = model(row, documents_BT=documents_BT).logits
+    apart = torch.cat([model(piece).logits for piece in row.split(sizes, 1)], 1)
+    torch.testing.assert_close(packed, apart, rtol=1e-4, atol=1e-4)  # rotations are tables in float32
+    other = row.clone()
+    other[:, 70:80] = (other[:, 70:80] + 1) % 31
+    moved_T = (model(other, documents_BT=documents_BT).logits - packed).abs().amax((0, 2))
+    assert moved_T[70:80].max() > 1e-3 and moved_T[:70].max() < 1e-12 and moved_T[80:].max() < 1e-12
+    assert not torch.allclose(packed, model(row).logits, atol=1e-3)
+    if min(model.config.shares) < 1:
+        seen = record(model, row)
+        assert 0 < seen["steps.2.router.taking" if "n_shared" not in fields else "steps.3.router.taking"].sum() < 300
+
+
+def test_a_model_learns_from_documents_that_are_kept_apart() -> None:
+    model, tokens = make(noise=0.1, forecast="reducible").train(), ids(4, 25)
+    tokens[:, 7::9] = 0
+    loss_of = TrainingLoss(model, separator=0)
+    losses = loss_of(tokens)
+    torch.stack([losses.cross_entropy, *losses.terms.values()]).sum().backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert losses.cross_entropy != TrainingLoss(model)(tokens).cross_entropy

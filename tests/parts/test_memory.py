@@ -60,6 +60,21 @@ def token_by_token(
 
 
 @rules
+def test_documents_begin_with_an_empty_memory(rule: Rule) -> None:
+    """Borders inside chunks, at their ends, and documents longer than a chunk; gradients too."""
+    m, sizes = memory(rule), (CHUNK + 6, 1, 2, CHUNK - 9, 3 * CHUNK, 5)
+    x_BCD, write_BC1, gate_BCH = inputs(sum(sizes))
+    documents_BC = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).expand(2, -1)
+    x_BCD.requires_grad_()
+    packed, _ = m(x_BCD, write_BC1, gate_BCH, NO_TAPS, documents_BC=documents_BC)
+    pieces = zip(*(t.split(sizes, 1) for t in (x_BCD, write_BC1, gate_BCH)), strict=True)
+    apart = torch.cat([m(*piece, NO_TAPS)[0] for piece in pieces], 1)
+    torch.testing.assert_close(packed, apart, rtol=1e-9, atol=1e-11)
+    gradients = [torch.autograd.grad(out.square().sum(), x_BCD)[0] for out in (packed, apart)]
+    torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-10)
+
+
+@rules
 @pytest.mark.parametrize("n_tokens", [1, 5, CHUNK, CHUNK + 1, 3 * CHUNK - 7])
 def test_equals_the_recursion_in_float64_whatever_the_length(rule: Rule, n_tokens: int) -> None:
     m, (x, write, gate) = memory(rule), inputs(n_tokens)

@@ -61,6 +61,7 @@ class Config:
         paths: what a token may go past in a pass, "memory" and "experts"; path_share: of the tokens of a pass, those
             that go through each of them.
         filled: regions left out, or "packet", whose parameters a plain feed-forward part makes up for.
+        token_plasticity: each token's dopamine scales what the shared block learns from it; see `learning.paced`.
         forecast: what the amygdala learns to foresee: a token's loss, how much of it later passes remove, or nothing.
         forecast_weight, homeostasis: factors of the two losses.
         balance_rate: how fast the biases of experts follow their load, an update.
@@ -89,6 +90,7 @@ class Config:
     paths: tuple[str, ...] = ()
     path_share: float = 0.75
     filled: tuple[str, ...] = ()
+    token_plasticity: bool = False
     forecast: Literal["surprise", "reducible", "none"] = "surprise"
     forecast_weight: float = 0.1
     homeostasis: float = 0.01
@@ -180,7 +182,15 @@ VARIANTS: tuple[dict[str, Any], ...] = (
         "n_experts": 3,
         "n_active": 1,
     },
-    {"n_heads": 2, "n_passes": 2, "paths": ("memory", "experts"), "path_share": 0.5, "burst": 1, "n_experts": 4},
+    {
+        "n_heads": 2,
+        "n_passes": 2,
+        "paths": ("memory", "experts"),
+        "path_share": 0.5,
+        "burst": 1,
+        "n_experts": 4,
+        "token_plasticity": True,
+    },
 )
 
 
@@ -207,6 +217,11 @@ PARTS = (
         "plasticity",
         {"train.plasticity": "off"},
         misdirected={"train.plasticity": "shuffled"},
+        when=lambda config: "dopamine" in config.signals,
+    ),
+    Part(
+        "token_plasticity",
+        {"token_plasticity": False},
         when=lambda config: "dopamine" in config.signals,
     ),
     Part(

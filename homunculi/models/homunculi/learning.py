@@ -16,6 +16,9 @@ from ...parts.routers import Choice
 from .config import GAINED, SIGNALS
 from .state import Passed
 
+# How much less or more than others a token can teach.
+SLOWEST, FASTEST = 0.5, 2.0
+
 if TYPE_CHECKING:
     from .model import Homunculi
 
@@ -50,6 +53,24 @@ def loss_terms(
         away = [(p.levels[name].float() - 1).square().mean() for p in passed for name in SIGNALS if name in p.levels]
         terms["homeostasis"] = model.config.homeostasis * torch.stack(away).sum()
     return terms
+
+
+def paced(y_BCD: Tensor, start_BCD: Tensor, dopamine_BC1: Tensor, taken_BC: Tensor | None) -> Tensor:
+    """`y_BCD` itself, whose change from `start_BCD` has its gradient scaled, token by token.
+
+    The block learns more from tokens with more dopamine; what passes it by the residual stream is left alone. Factors
+    are dopamine's, brought to mean 1 over the tokens of the call that take the pass, and pulled towards 1 together as
+    far as their bounds, 1/2 and 2, ask.
+    """
+    with torch.no_grad():
+        raw_BC1 = dopamine_BC1.float().clamp(SLOWEST, FASTEST)
+        present_BC1 = torch.ones_like(raw_BC1) if taken_BC is None else taken_BC[..., None].float()
+        mean = (raw_BC1 * present_BC1).sum() / present_BC1.sum().clamp(min=1)
+        apart_BC1 = (raw_BC1 / mean.clamp(min=SLOWEST) - 1) * present_BC1  # a block that nobody takes has mean 0
+        reach = torch.maximum(apart_BC1.amax() / (FASTEST - 1), -apart_BC1.amin() / (1 - SLOWEST))
+        more_BC1 = (apart_BC1 / reach.clamp(min=1.0)).to(y_BCD.dtype)
+    change_BCD = y_BCD - start_BCD
+    return y_BCD + more_BC1 * (change_BCD - change_BCD.detach())
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ from ...parts.routers import Choice, Router, Span, TokenChoiceRouter
 from ..registry import architecture
 from .config import EFFECTS, GAINED, PARTS, ROUTERS, VARIANTS, Config
 from .costs import budget_of, count_filled
-from .learning import count, follow, foresee, loss_terms
+from .learning import count, follow, foresee, loss_terms, paced
 from .paths import PathRouter
 from .regions import Amygdala, Neocortex, Packet, Prefrontal, Temporal, feel, scaled
 from .state import Call, Chosen, Felt, Mind, Passed, Place, Slot
@@ -121,10 +121,8 @@ class Homunculi(LanguageModel):
         cache: Cache | None = None,
         documents_BT: Tensor | None = None,
     ) -> Hidden:
-        if documents_BT is not None:
-            raise InputError("text.document_mask: memory and packet run over whole sequences; set it to false")
         run = at_once if cache is None else cache.pieces
-        call, mind = run("first", self._awake, ids_BT, taps, cache)
+        call, mind = run("first", self._awake, ids_BT, taps, cache, documents_BT)
         choices: list[Choice] = []
         passed: list[Passed] = []
         for r in range(self.config.n_passes):
@@ -141,14 +139,15 @@ class Homunculi(LanguageModel):
         terms = loss_terms(self, choices, passed, foreseen)
         return Hidden(x_BTD, terms, statistics=count(self, choices, passed, foreseen))
 
-    def _call(self, ids_BT: Tensor, cache: Cache | None) -> Call:
+    def _call(self, ids_BT: Tensor, cache: Cache | None, documents_BT: Tensor | None) -> Call:
         n_tokens, device = ids_BT.shape[1], ids_BT.device
         if cache is None:
             if n_tokens > self.config.max_seq_len:
                 raise InputError(f"{n_tokens} tokens are more than model.max_seq_len={self.config.max_seq_len}")
             span = Span(torch.arange(n_tokens, device=device)[None])
             kept = tuple(Kept() for _ in self.temporal) if self._shares_kv else ()
-            return Call(self.rope.at(slice(0, n_tokens), self._dtype), None, None, span, kept)
+            same_BTS = None if documents_BT is None else (documents_BT[..., None] == documents_BT[:, None]).tril()
+            return Call(self.rope.at(slice(0, n_tokens), self._dtype), same_BTS, None, span, kept, documents_BT)
         positions_BT = cache.positions(n_tokens)
         mask_BTS = torch.arange(cache.capacity, device=device) <= positions_BT[..., None]
         counts = tuple(cache.at(first).routed.count_B.clone() for first in self.first_steps)
@@ -165,9 +164,11 @@ class Homunculi(LanguageModel):
     def _dtype(self) -> torch.dtype:
         return self.compute_dtype or self.embed.weight.dtype
 
-    def _awake(self, ids_BT: Tensor, taps: TapPoint, cache: Cache | None) -> tuple[Call, Mind]:
+    def _awake(
+        self, ids_BT: Tensor, taps: TapPoint, cache: Cache | None, documents_BT: Tensor | None
+    ) -> tuple[Call, Mind]:
         """The state before the first pass."""
-        call = self._call(ids_BT, cache)
+        call = self._call(ids_BT, cache, documents_BT)
         x_BTD = self.embed(ids_BT)
         x_BTD = taps("embed", x_BTD.to(self.compute_dtype or x_BTD.dtype))
         valid_BT = call.span.valid_BT
@@ -198,7 +199,7 @@ class Homunculi(LanguageModel):
         if self.packet is None:
             return {}
         here, slot = taps.at(self.first_steps[r]), call.slot(self.first_steps[r])
-        levels_BTS = self.packet(mind.x_BTD, mind.salience_BT1, mind.took_BT, r, slot)
+        levels_BTS = self.packet(mind.x_BTD, mind.salience_BT1, mind.took_BT, r, slot, call.documents_BT)
         effective = {EFFECTS[effect] for effect in self.packet.sensitivity if effect != "patience" or self._routes(r)}
         return {
             name: here(f"packet.{name}", levels_BTS[..., i : i + 1])
@@ -241,12 +242,13 @@ class Homunculi(LanguageModel):
             if block is None:
                 return None
         elif count_BT is None:
-            return Place(None, None, call.span.positions_BT, call.rotation, T, r, device)
+            return Place(None, None, call.span.positions_BT, call.rotation, T, r, device, call.documents_BT)
         else:
             block = gather(count_BT, self.router.places(r, T))
         positions_BC = block.take_numbers(call.span.positions_BT.expand(B, T))
         rotation = self.rope.at(positions_BC, self._dtype)
-        return Place(block, block.selection.taken_BC, positions_BC, rotation, positions_BC.shape[1], r, device)
+        taken_BC, n_places = block.selection.taken_BC, positions_BC.shape[1]
+        return Place(block, taken_BC, positions_BC, rotation, n_places, r, device, call.documents_BT)
 
     def _slot(self, call: Call, r: int) -> Any:
         return call.slot(self.first_steps[r])
@@ -257,7 +259,8 @@ class Homunculi(LanguageModel):
         """One pass over those who take part."""
         mind, choice, levels, context = replace(mind), chosen.choice, chosen.levels, None
         if self.prefrontal is not None and mind.plan_BTP is not None:
-            context = self.prefrontal.recall(mind.plan_BTP, self._slot(call, r), call.span.valid_BT)
+            slot, span = self._slot(call, r), call.span
+            context = self.prefrontal.recall(mind.plan_BTP, slot, span.valid_BT, call.documents_BT)
         place = self._place(chosen, size, r, call, mind)
         mind.took_BT = mind.took_BT if choice.taking_BT is None else choice.taking_BT
         if place is None:
@@ -280,6 +283,8 @@ class Homunculi(LanguageModel):
             out_BCD, load_E = self.neocortex[k](y_BCD, place, felt, here)
             y_BCD = here("resid_post", y_BCD + scaled(out_BCD, felt.gains["neocortex"]))
             loads += [] if load_E is None else [load_E]
+        if self.training and self.config.token_plasticity and "dopamine" in levels:
+            y_BCD = paced(y_BCD, start_BCD, place.pick(levels["dopamine"]), place.taken_BC)
         if choice.gate_BT is None and place.block is None:
             mind.x_BTD = y_BCD
         else:
@@ -365,7 +370,8 @@ class Homunculi(LanguageModel):
             for r in range(config.n_passes)
             for k in range(config.n_shared)
         ]
-        return Cache([first, *inner, last], batch_size, capacity, device)
+        memories = tuple(slot.memory_BHKK for slot in inner)
+        return Cache([first, *inner, last], batch_size, capacity, device, memories)
 
     def budget(self, context: int | None = None) -> Budget:
         return budget_of(self, context)

@@ -20,7 +20,7 @@ from ...parts.linear import Linear
 from ...parts.memory import AssociativeMemory, running_sum
 from ...parts.mlp import feed_forward
 from ...parts.norm import RMSNorm
-from ...parts.pooling import decayed_sum
+from ...parts.pooling import decayed_sum, prefix_sum
 from .config import EFFECTS, GAINED, KAPPA, Config
 from .state import Felt, Mind, Place, Slot
 
@@ -57,33 +57,40 @@ class Temporal(nn.Module):
             return y_BCD + self.memory.remember(n_BCD, _write(felt), felt.open_heads_BCH, taps, state)
         state_BHKK = None if slot is None else place.rows(slot.memory_BHKK)
         if "memory" in felt.paths:
-            y_BCD, after_BHKK = self._bind_some(n_BCD, y_BCD, felt, taps, state_BHKK)
+            y_BCD, after_BHKK = self._bind_some(n_BCD, y_BCD, place, felt, taps, state_BHKK)
         else:
-            bound_BCD, after_BHKK = self._bind(n_BCD, felt, taps, place.taken_BC, state_BHKK)
+            bound_BCD, after_BHKK = self._bind(n_BCD, felt, taps, place.taken_BC, state_BHKK, place.documents())
             y_BCD = y_BCD + bound_BCD
         if slot is not None and after_BHKK is not None:
             place.write_rows(slot.memory_BHKK, after_BHKK)
         return y_BCD
 
     def _bind(
-        self, n_BCD: Tensor, felt: Felt, taps: TapPoint, taken_BC: Tensor | None, state_BHKK: Tensor | None
+        self,
+        n_BCD: Tensor,
+        felt: Felt,
+        taps: TapPoint,
+        taken_BC: Tensor | None,
+        state_BHKK: Tensor | None,
+        documents_BC: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """What the memory says, and what it holds afterwards."""
         assert self.memory is not None
-        return self.memory(n_BCD, _write(felt), felt.open_heads_BCH, taps, taken_BC, state_BHKK)
+        return self.memory(n_BCD, _write(felt), felt.open_heads_BCH, taps, taken_BC, state_BHKK, documents_BC)
 
     def _bind_some(
-        self, n_BCD: Tensor, y_BCD: Tensor, felt: Felt, taps: TapPoint, state_BHKK: Tensor | None
+        self, n_BCD: Tensor, y_BCD: Tensor, place: Place, felt: Felt, taps: TapPoint, state_BHKK: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """As `_bind`, of those who go through: `y_BCD` with what it says to them."""
-        path = felt.paths["memory"]
+        path, documents_BC = felt.paths["memory"], place.documents()
         block = path.block
         if block is None:
             return y_BCD, None
+        documents_BC = None if documents_BC is None else block.take_numbers(documents_BC)
         inside = GatheredTaps(taps, block, (n_BCD.shape[0], n_BCD.shape[1]), True)
         state = None if state_BHKK is None else block.rows(state_BHKK)
         taken_BC = block.selection.taken_BC
-        bound_BCD, after_BHKK = self._bind(block.take(n_BCD), felt.on(block), inside, taken_BC, state)
+        bound_BCD, after_BHKK = self._bind(block.take(n_BCD), felt.on(block), inside, taken_BC, state, documents_BC)
         y_BCD = block.put_sum(y_BCD, block.take(path.gate_BC1) * bound_BCD)
         if state_BHKK is not None and block.rows_A is not None:
             after_BHKK = state_BHKK.index_copy(0, block.rows_A, after_BHKK)
@@ -93,14 +100,20 @@ class Temporal(nn.Module):
         self, place: Place, slot: Slot | None, shared: KVSlot | None
     ) -> tuple[Tensor | None, tuple[KVSlot, Tensor] | None]:
         """What each token of the pass may see (None: those before it there), and where keys and values are."""
+        documents_BC = place.documents()
         if isinstance(shared, Earlier) and place.block is not None:
-            asking = place.block if slot is None else None
             seen_BCS = self._near(place.positions_BC, shared.n_places)
+            if documents_BC is not None and place.documents_BT is not None:
+                seen_BCS = seen_BCS & (documents_BC[..., None] == place.documents_BT[:, None])
+            # Where documents are kept apart, the mask says more than the window does.
+            asking = place.block if slot is None and documents_BC is None else None
             return seen_BCS, (shared.of_rows(place.block.rows_A, asking), place.positions_BC)
-        if shared is not None:
-            return None, (shared, place.positions_BC)
-        if slot is None or place.block is None:
-            return None, None
+        cache = None if shared is None else (shared, place.positions_BC)
+        if documents_BC is not None:
+            among_1CC = self._near(torch.arange(place.n_places, device=place.device)[None], place.n_places)
+            return among_1CC & (documents_BC[..., None] == documents_BC[:, None]), cache
+        if slot is None or place.block is None or cache is not None:
+            return None, cache
         where_BC = place.block.places(slot.routed.kv)
         kv = SlotOfRows(slot.routed.kv, place.block.rows_A, place.block.n_seen)
         return self._near(where_BC, kv.n_places), (kv, where_BC)
@@ -195,11 +208,13 @@ class Prefrontal(nn.Module):
         experts, heads, halt = self.gates(state_BCP).split(self.sizes, -1)
         return state_BCP, (2 * experts.sigmoid(), 2 * heads.sigmoid(), halt)
 
-    def recall(self, plan_BTP: Tensor, slot: Slot | None, valid_BT: Tensor | None) -> Tensor:
-        """Of each position the decaying mean of plans up to it, (B, T, P)."""
+    def recall(
+        self, plan_BTP: Tensor, slot: Slot | None, valid_BT: Tensor | None, documents_BT: Tensor | None
+    ) -> Tensor:
+        """Of each position the decaying mean of plans up to it in its document, (B, T, P)."""
         wide = torch.promote_types(plan_BTP.dtype, torch.float32)
         keep_P = self.decay_P.to(wide).sigmoid()
-        mean_BTP = decaying_mean(plan_BTP.to(wide), keep_P, None if slot is None else slot.plan_BP)
+        mean_BTP = decaying_mean(plan_BTP.to(wide), keep_P, None if slot is None else slot.plan_BP, documents_BT)
         if slot is not None:
             series = torch.cat([slot.plan_BP[:, None], mean_BTP], 1)
             n_rows, n_tokens = plan_BTP.shape[:2]
@@ -208,9 +223,13 @@ class Prefrontal(nn.Module):
         return mean_BTP.to(plan_BTP.dtype)
 
 
-def decaying_mean(x_BTP: Tensor, keep_P: Tensor, before_BP: Tensor | None) -> Tensor:
-    """c_t = keep · c_{t−1} + (1 − keep) · x_t along T, from `before_BP` or 0 on."""
+def decaying_mean(
+    x_BTP: Tensor, keep_P: Tensor, before_BP: Tensor | None, documents_BT: Tensor | None = None
+) -> Tensor:
+    """c_t = keep · c_{t−1} + (1 − keep) · x_t along T, from `before_BP` or 0 on, with each document from 0."""
     part_BTP = (1 - keep_P) * x_BTP
+    if documents_BT is not None:
+        return prefix_sum(part_BTP[..., None], keep_P, documents_BT)[..., 0]
     if before_BP is not None:
         part_BTP = torch.cat([before_BP[:, None], part_BTP], 1)
     sums_BTP = decayed_sum(part_BTP[..., None], keep_P)[..., 0]
@@ -290,7 +309,15 @@ class Packet(nn.Module):
         effects = [e for e, signal in EFFECTS.items() if signal in config.signals and e not in absent]
         self.sensitivity = nn.ParameterDict({e: nn.Parameter(torch.ones(())) for e in effects})
 
-    def forward(self, x_BTD: Tensor, salience_BT1: Tensor | None, took_BT: Tensor, r: int, slot: Slot | None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        salience_BT1: Tensor | None,
+        took_BT: Tensor,
+        r: int,
+        slot: Slot | None,
+        documents_BT: Tensor | None = None,
+    ) -> Tensor:
         """The signals of pass `r` at every token, (B, T, S)."""
         read_BTQ = self.read(self.norm(x_BTD))
         wide = torch.promote_types(read_BTQ.dtype, torch.float32)
@@ -298,7 +325,10 @@ class Packet(nn.Module):
         counted = counted * took_BT[..., None]
         if slot is not None:
             counted = torch.cat([slot.summary_BQ[:, None], counted], 1)
-        sums = running_sum(counted.mT).mT[:, slot is not None :]
+        if documents_BT is None:
+            sums = running_sum(counted.mT).mT[:, slot is not None :]
+        else:
+            sums = prefix_sum(counted[:, :, None], documents_BT=documents_BT)[:, :, 0]
         if slot is not None:
             slot.summary_BQ.copy_(sums[:, -1])
         mean_BTQ = (sums[..., :-1] / sums[..., -1:].clamp(min=1)).to(x_BTD.dtype)

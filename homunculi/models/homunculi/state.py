@@ -68,6 +68,7 @@ class Place:
         rotation: rotary tables of these.
         n_places: C.
         r: number of the pass.
+        documents_BT: document of each token of the call; None: all are of one.
     """
 
     block: Gathered | None
@@ -77,6 +78,15 @@ class Place:
     n_places: int
     r: int
     device: torch.device
+    documents_BT: Tensor | None = None
+
+    def documents(self) -> Tensor | None:
+        """Of those who take part, (B, C)."""
+        return (
+            self.documents_BT
+            if self.documents_BT is None or self.block is None
+            else self.block.take_numbers(self.documents_BT)
+        )
 
     def ranks(self) -> Tensor:
         """Of each place how many took the pass up to and with it, earlier calls included; it never falls."""
@@ -135,6 +145,7 @@ class Call:
         mask_BTS: what the first and the last block may see in their caches; None: all earlier positions.
         cache: None: the whole sequence is in this call.
         span: positions, padding, and how many tokens took each pass before.
+        documents_BT: document of each token, in one piece each; None: all are of one.
         kept: of each layer, the keys and values of the first pass, by position; empty: every pass has its own.
     """
 
@@ -143,6 +154,7 @@ class Call:
     cache: Cache | None
     span: Span
     kept: tuple[KVSlot, ...] = ()
+    documents_BT: Tensor | None = None
 
     @property
     def recorded(self) -> bool:
