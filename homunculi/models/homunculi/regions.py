@@ -103,10 +103,8 @@ class Temporal(nn.Module):
             seen_BCS = self._near(place.positions_BC, k_BHSK.shape[2])
             if documents_BC is not None and place.documents_BT is not None:
                 seen_BCS = seen_BCS & (documents_BC[..., None] == place.documents_BT[:, None])
-            asking = (
-                place.block if slot is None and documents_BC is None else None
-            )  # a mask of documents has to be kept
-            return seen_BCS, (Earlier(k_BHSK, v_BHSK, asking), place.positions_BC)
+            masked = slot is not None or documents_BC is not None  # where positions alone do not say what is seen
+            return seen_BCS, (Earlier(k_BHSK, v_BHSK, None if masked else place.block), place.positions_BC)
         cache = None if shared is None else (shared, place.positions_BC)
         if documents_BC is not None:
             among_1CC = self._near(torch.arange(place.n_places, device=place.device)[None], place.n_places)
