@@ -267,7 +267,7 @@ class Homunculi(LanguageModel):
             return mind, Passed(mind.x_BTD, None, [], {}, {})
         felt = feel(self.packet, mind, levels, place)
         start_BCD = y_BCD = place.pick(mind.x_BTD)
-        forecast, loads = None, []
+        forecast, wanted = None, []
         for k in range(self.config.n_shared):
             i = self.first_steps[r] + k
             here = self._taps(taps.at(i), place, mind, call, own_keys=r == 0 or not self._shares_kv)
@@ -280,9 +280,9 @@ class Homunculi(LanguageModel):
                 y_BCD, felt, forecast = self._reflect(mind, y_BCD, context, place, felt, r, here)
                 felt = self._send("experts", y_BCD, mind, place, felt, call, here)
             y_BCD = here("resid_mid", y_BCD)
-            out_BCD, load_E = self.neocortex[k](y_BCD, place, felt, here)
+            out_BCD, wants = self.neocortex[k](y_BCD, place, felt, here)
             y_BCD = here("resid_post", y_BCD + scaled(out_BCD, felt.gains["neocortex"]))
-            loads += [] if load_E is None else [load_E]
+            wanted += [] if wants is None else [wants]
         if self.training and self.config.token_plasticity and "dopamine" in levels:
             y_BCD = paced(y_BCD, start_BCD, place.pick(levels["dopamine"]), place.taken_BC)
         if choice.gate_BT is None and place.block is None:
@@ -293,7 +293,7 @@ class Homunculi(LanguageModel):
                 change_BCD = place.pick(choice.gate_BT[..., None]) * change_BCD
             mind.x_BTD = place.add(mind.x_BTD, change_BCD)
         gains = {f"gain_{name}": gain for name, gain in felt.gains.items() if gain is not None}
-        return mind, Passed(mind.x_BTD, forecast, loads, levels | gains, felt.paths)
+        return mind, Passed(mind.x_BTD, forecast, wanted, levels | gains, felt.paths)
 
     def _send(self, name: str, y_BCD: Tensor, mind: Mind, place: Place, felt: Felt, call: Call, taps: TapPoint) -> Felt:
         """With the choice of who goes through a region, where it can be gone past."""

@@ -22,7 +22,7 @@ from ...parts.mlp import feed_forward
 from ...parts.norm import RMSNorm
 from ...parts.pooling import decayed_sum, prefix_sum
 from .config import EFFECTS, GAINED, KAPPA, Config
-from .state import Felt, Mind, Place, Slot
+from .state import Felt, Mind, Place, Slot, Wanted
 
 
 class Temporal(nn.Module):
@@ -105,9 +105,9 @@ class Temporal(nn.Module):
             seen_BCS = self._near(place.positions_BC, shared.n_places)
             if documents_BC is not None and place.documents_BT is not None:
                 seen_BCS = seen_BCS & (documents_BC[..., None] == place.documents_BT[:, None])
-            # Where documents are kept apart, the mask says more than the window does.
-            asking = place.block if slot is None and documents_BC is None else None
-            return seen_BCS, (shared.of_rows(place.block.rows_A, asking), place.positions_BC)
+            masked = slot is not None or documents_BC is not None  # where positions alone do not say what is seen
+            mine = shared.of_rows(place.block.rows_A, None if masked else place.block)
+            return seen_BCS, (mine, place.positions_BC)
         cache = None if shared is None else (shared, place.positions_BC)
         if documents_BC is not None:
             among_1CC = self._near(torch.arange(place.n_places, device=place.device)[None], place.n_places)
@@ -215,11 +215,12 @@ class Prefrontal(nn.Module):
         wide = torch.promote_types(plan_BTP.dtype, torch.float32)
         keep_P = self.decay_P.to(wide).sigmoid()
         mean_BTP = decaying_mean(plan_BTP.to(wide), keep_P, None if slot is None else slot.plan_BP, documents_BT)
-        if slot is not None:
+        if slot is not None and valid_BT is None:
+            slot.plan_BP.copy_(mean_BTP[:, -1].detach())
+        elif slot is not None and valid_BT is not None:
             series = torch.cat([slot.plan_BP[:, None], mean_BTP], 1)
-            n_rows, n_tokens = plan_BTP.shape[:2]
-            last_B = torch.full((n_rows,), n_tokens, device=series.device) if valid_BT is None else valid_BT.sum(1)
-            slot.plan_BP.copy_(series[torch.arange(n_rows, device=series.device), last_B].detach())
+            rows = torch.arange(len(plan_BTP), device=series.device)
+            slot.plan_BP.copy_(series[rows, valid_BT.sum(1)].detach())
         return mean_BTP.to(plan_BTP.dtype)
 
 
@@ -230,6 +231,8 @@ def decaying_mean(
     part_BTP = (1 - keep_P) * x_BTP
     if documents_BT is not None:
         return prefix_sum(part_BTP[..., None], keep_P, documents_BT)[..., 0]
+    if before_BP is not None and x_BTP.shape[1] == 1:
+        return keep_P * before_BP[:, None] + part_BTP
     if before_BP is not None:
         part_BTP = torch.cat([before_BP[:, None], part_BTP], 1)
     sums_BTP = decayed_sum(part_BTP[..., None], keep_P)[..., 0]
@@ -251,8 +254,8 @@ class Neocortex(nn.Module):
         else:
             self.plain = feed_forward(d, config.hidden, "swiglu")
 
-    def forward(self, y_BCD: Tensor, place: Place, felt: Felt, taps: TapPoint) -> tuple[Tensor, Tensor | None]:
-        """The answer (B, C, D), 0 to those who go past the experts, and the load of each expert before inhibition."""
+    def forward(self, y_BCD: Tensor, place: Place, felt: Felt, taps: TapPoint) -> tuple[Tensor, Wanted | None]:
+        """The answer (B, C, D), 0 to those who go past the experts, and which experts were wanted before inhibition."""
         if "experts" not in felt.paths:
             return self._answer(y_BCD, place.taken_BC, felt, taps)
         path = felt.paths["experts"]
@@ -260,12 +263,12 @@ class Neocortex(nn.Module):
         if block is None:
             return nothing_BCD, None
         inside = GatheredTaps(taps, block, (y_BCD.shape[0], y_BCD.shape[1]), True)
-        out_BCD, load_E = self._answer(block.take(y_BCD), block.selection.taken_BC, felt.on(block), inside)
-        return block.put_sum(nothing_BCD, block.take(path.gate_BC1) * out_BCD), load_E
+        out_BCD, wanted = self._answer(block.take(y_BCD), block.selection.taken_BC, felt.on(block), inside)
+        return block.put_sum(nothing_BCD, block.take(path.gate_BC1) * out_BCD), wanted
 
     def _answer(
         self, y_BCD: Tensor, taken_BC: Tensor | None, felt: Felt, taps: TapPoint
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Wanted | None]:
         n_BCD = self.norm(y_BCD)
         if self.experts is None:
             return self.plain(n_BCD, taps), None
@@ -279,9 +282,12 @@ class Neocortex(nn.Module):
             logits_BCE = logits_BCE / felt.signals.router_temperature
         logits_BCE = taps("experts.logits", logits_BCE)
         out_BCD, _ = self.experts(n_BCD, logits_BCE, taps, taken_BC)
-        with torch.no_grad():
-            wanted = self.experts.choose(wanted_BCE, NO_TAPS)
-            return out_BCD, self.experts.load(wanted.indices_BCA, taken_BC)
+        return out_BCD, Wanted(wanted_BCE.detach(), taken_BC)
+
+    def load(self, wanted: Wanted) -> Tensor:
+        """Share of each expert in what was wanted, (E,)."""
+        assert self.experts is not None
+        return self.experts.load(self.experts.choose(wanted.logits_BCE, NO_TAPS).indices_BCA, wanted.taken_BC)
 
 
 class Packet(nn.Module):
@@ -325,7 +331,9 @@ class Packet(nn.Module):
         counted = counted * took_BT[..., None]
         if slot is not None:
             counted = torch.cat([slot.summary_BQ[:, None], counted], 1)
-        if documents_BT is None:
+        if slot is not None and x_BTD.shape[1] == 1:
+            sums = counted[:, :1] + counted[:, 1:]
+        elif documents_BT is None:
             sums = running_sum(counted.mT).mT[:, slot is not None :]
         else:
             sums = prefix_sum(counted[:, :, None], documents_BT=documents_BT)[:, :, 0]

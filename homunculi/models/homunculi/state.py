@@ -192,6 +192,13 @@ class Chosen(NamedTuple):
     crowd: Crowd | None
 
 
+class Wanted(NamedTuple):
+    """How much tokens wanted each expert before inhibition; taken_BC: which places hold a token, None: all."""
+
+    logits_BCE: Tensor
+    taken_BC: Tensor | None
+
+
 @dataclass(frozen=True, slots=True)
 class Passed:
     """What a pass leaves to losses and statistics.
@@ -199,14 +206,14 @@ class Passed:
     Attributes:
         x_BTD: the state after it.
         forecast_BC1: the amygdala's; None without one.
-        loads: of the experts of each layer, (E).
+        wanted: experts of each layer.
         levels: signals and gains by name.
         paths: who went through what, by name.
     """
 
     x_BTD: Tensor
     forecast_BC1: Tensor | None
-    loads: list[Tensor]
+    wanted: list[Wanted]
     levels: dict[str, Tensor]
     paths: dict[str, Path]
 
