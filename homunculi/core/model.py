@@ -9,17 +9,18 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .budget import Budget
 from .cache import Cache
+from .held import Holding
 from .output import Hidden, Output
 from .pieces import at_once
 from .schedule import Schedule
 from .taps import NO_TAPS, TapPoint
 
 
-class LanguageModel(nn.Module, ABC):
+class LanguageModel(Holding, ABC):
     """A model from token ids to logits.
 
     Attributes:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from homunculi.core.cache import Cache
+from homunculi.core.held import holding
 from homunculi.core.model import LanguageModel
 from homunculi.core.pieces import GraphRecorder
 from homunculi.errors import InputError
@@ -49,6 +50,7 @@ def generate(
 
     Prompts may differ in length; an empty one is an error. When a row reaches the model's longest sequence, reading
     starts afresh from the latest half of it, so text of any length can be drawn (`Sampling.carry`: what is kept).
+    Weights must not change before the last token is drawn.
 
     Raises:
         InputError: a prompt is empty.
@@ -64,26 +66,27 @@ def generate(
     was_training = model.training
     model.eval()
     try:
-        dropped = [list(prompt)[: len(prompt) - len(row)] for prompt, row in zip(prompts, rows, strict=True)]
-        before = _remember(model, dropped, None, device) if sampling.carry else None
-        cache, logits = _read(model, rows, device, before)
-        for i in range(n_tokens):
-            next_B = _draw(logits, sampling, generator)
-            yield next_B
-            drawn.append(next_B)
-            if i + 1 == n_tokens:
-                break
-            if max(map(len, rows)) + len(drawn) > longest:
-                added = torch.stack(drawn, 1).tolist()
-                rows = [row + new for row, new in zip(rows, added, strict=True)]
-                dropped, drawn = [row[: -(longest // 2)] for row in rows], []
-                before = _remember(model, dropped, before, device) if sampling.carry else None
-                rows = [row[-(longest // 2) :] for row in rows]
-                cache, logits = _read(model, rows, device, before)
-            else:
-                fed_B1.copy_(next_B[:, None])
-                logits = model(fed_B1, cache=cache).logits[:, -1]
-                cache.advance(1)
+        with holding(model):
+            dropped = [list(prompt)[: len(prompt) - len(row)] for prompt, row in zip(prompts, rows, strict=True)]
+            before = _remember(model, dropped, None, device) if sampling.carry else None
+            cache, logits = _read(model, rows, device, before)
+            for i in range(n_tokens):
+                next_B = _draw(logits, sampling, generator)
+                yield next_B
+                drawn.append(next_B)
+                if i + 1 == n_tokens:
+                    break
+                if max(map(len, rows)) + len(drawn) > longest:
+                    added = torch.stack(drawn, 1).tolist()
+                    rows = [row + new for row, new in zip(rows, added, strict=True)]
+                    dropped, drawn = [row[: -(longest // 2)] for row in rows], []
+                    before = _remember(model, dropped, before, device) if sampling.carry else None
+                    rows = [row[-(longest // 2) :] for row in rows]
+                    cache, logits = _read(model, rows, device, before)
+                else:
+                    fed_B1.copy_(next_B[:, None])
+                    logits = model(fed_B1, cache=cache).logits[:, -1]
+                    cache.advance(1)
     finally:
         model.train(was_training)
 

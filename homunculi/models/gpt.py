@@ -148,7 +148,8 @@ class GPT(LanguageModel):
     def readout(self, x_BTD: Tensor, taps: TapPoint = NO_TAPS) -> Tensor:
         weight_VD = self.embed.weight if self.untied is None else self.untied.weight
         x_BTD = taps("readout.norm", self.norm(x_BTD))
-        return taps("readout.logits", nn.functional.linear(x_BTD, weight_VD.to(x_BTD.dtype)))
+        cast_VD = self.once("readout", x_BTD.dtype, lambda: weight_VD.to(x_BTD.dtype))
+        return taps("readout.logits", nn.functional.linear(x_BTD, cast_VD))
 
     def new_cache(self, batch_size: int, capacity: int) -> Cache:
         device, dtype = self.embed.weight.device, self.compute_dtype or self.embed.weight.dtype

@@ -324,7 +324,8 @@ class Recursive(LanguageModel):
     def readout(self, x_BTD: Tensor, taps: TapPoint = NO_TAPS) -> Tensor:
         weight_VD = self.embed.weight if self.untied is None else self.untied.weight
         x_BTD = taps("readout.norm", self.norm(x_BTD))
-        return taps("readout.logits", nn.functional.linear(x_BTD, weight_VD.to(x_BTD.dtype)))
+        cast_VD = self.once("readout", x_BTD.dtype, lambda: weight_VD.to(x_BTD.dtype))
+        return taps("readout.logits", nn.functional.linear(x_BTD, cast_VD))
 
     def with_passes(self, n_passes: int) -> Recursive:
         """The same weights under a loop of another depth, for evaluation. Passes beyond the trained ones get the last

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.cache import KVSlot
+from ..core.held import Holding
 from ..core.taps import TapPoint
 from . import one_token
 from .linear import Linear
@@ -21,7 +22,7 @@ from .norm import RMSNorm
 from .rope import rotate
 
 
-class CausalSelfAttention(nn.Module):
+class CausalSelfAttention(Holding):
     """softmax(q kᵀ / √K) v over earlier positions, rotary positions.
 
     Args:
@@ -116,7 +117,8 @@ class CausalSelfAttention(nn.Module):
 
     def _project(self, x_BTD: Tensor, taps: TapPoint) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values by one product: the three weights are joined at each use, their names stay apart."""
-        weight = torch.cat([self.q.weight, self.k.weight, self.v.weight]).to(x_BTD.dtype)
+        weights = self.q.weight, self.k.weight, self.v.weight
+        weight = self.once("qkv", x_BTD.dtype, lambda: torch.cat(weights).to(x_BTD.dtype))
         heads = F.linear(x_BTD, weight).unflatten(-1, (-1, self.d_head))
         q_BTHK, k_BTGK, v_BTGK = heads.split([self.n_heads, self.n_kv_heads, self.n_kv_heads], dim=2)
         return taps("attn.q", q_BTHK), taps("attn.k", k_BTGK), taps("attn.v", v_BTGK)

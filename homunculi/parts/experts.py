@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.held import Holding
 from ..core.taps import TapPoint
 from .mlp import ACTIVATIONS
 
@@ -49,7 +50,7 @@ class Layout(NamedTuple):
     size: int
 
 
-class Experts(nn.Module):
+class Experts(Holding):
     """Σ over the chosen experts of weight · expert(x), each expert out(f(in(x))) or out(silu(gate(x)) · in(x)).
 
     Each expert has matrices of its own, so that an optimiser for matrices sees them: `in` and `gate` (D, M), `out`
@@ -92,7 +93,7 @@ class Experts(nn.Module):
         rows_PM = self._hidden(_Spread.apply(x_ND, layout.token_P, layout.row_NA), layout)
         if taps.wants("experts.post"):
             rows_PM = _show(rows_PM, layout, taps, x_BCD.shape[:2])
-        rows_PD = multiply(rows_PM, self._weight("out"), layout)
+        rows_PD = multiply(rows_PM, self._weight(rows_PM.dtype, "out"), layout)
         y_NAD = _Collect.apply(rows_PD, layout.row_NA, layout.token_P)
         y_ND = (y_NAD * choice.weights_BCA.flatten(0, 1)[..., None].to(y_NAD.dtype)).sum(1)
         return taps("experts.out", y_ND.view_as(x_BCD)), choice
@@ -134,9 +135,14 @@ class Experts(nn.Module):
         """Forward FLOPs a token: those of its experts, as counted on a CPU. Blocks of rows add up to a quarter."""
         return 2 * self.active_parameters
 
-    def _weight(self, name: str) -> Tensor:
-        """All experts' matrices of that name, (E, inputs, outputs)."""
-        return torch.stack(list(self.maps[name].parameters()))
+    def _weight(self, dtype: torch.dtype, *names: str) -> Tensor:
+        """All experts' matrices of those names side by side, (E, inputs, outputs)."""
+
+        def make() -> Tensor:
+            stacked = [torch.stack(list(self.maps[name].parameters())) for name in names]
+            return (stacked[0] if len(stacked) == 1 else torch.cat(stacked, dim=-1)).to(dtype)
+
+        return self.once(" ".join(names), dtype, make)
 
     def _block_size(self, x_ND: Tensor, n_pairs: int) -> int:
         """1 where an expert may have any number of rows without waiting for the device; else a power of 2 from 8 to
@@ -153,8 +159,8 @@ class Experts(nn.Module):
     def _hidden(self, rows_PD: Tensor, layout: Layout) -> Tensor:
         """What the output weights multiply, (P, M)."""
         if self.activation != "swiglu":
-            return ACTIVATIONS[self.activation](multiply(rows_PD, self._weight("in"), layout))
-        both_EDM = torch.cat([self._weight("gate"), self._weight("in")], dim=-1)
+            return ACTIVATIONS[self.activation](multiply(rows_PD, self._weight(rows_PD.dtype, "in"), layout))
+        both_EDM = self._weight(rows_PD.dtype, "gate", "in")
         gate_PM, in_PM = multiply(rows_PD, both_EDM, layout).chunk(2, dim=-1)
         return F.silu(gate_PM) * in_PM
 
@@ -190,7 +196,6 @@ def lay_out(indices_NA: Tensor, n_experts: int, size: int) -> Layout:
 
 def multiply(rows_PK: Tensor, weight_EKL: Tensor, layout: Layout) -> Tensor:
     """Each row by its expert's matrix, (P, L). What empty rows give means nothing."""
-    weight_EKL = weight_EKL.to(rows_PK.dtype)
     if layout.size > 1:
         return in_blocks(rows_PK, weight_EKL, layout)
     return (grouped if rows_PK.device.type == "cuda" else one_by_one)(rows_PK, weight_EKL, layout)

@@ -110,7 +110,7 @@ def measure(crowd: Crowd, recorded: bool) -> Size:
     if crowd.sizes is None:
         return Size(len(crowd.order_B), 1, None)
     n_rows, n_places, n_seen = crowd.sizes.tolist()
-    if not recorded or not n_rows:
+    if not recorded:
         return Size(n_rows, n_places, n_seen)
     n_all = len(crowd.order_B)
     grain = max(1, n_all // 16)

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.held import Holding
 from ..core.taps import TapPoint
 from . import one_token
 from .linear import Linear
@@ -67,7 +68,7 @@ class Chunks(NamedTuple):
         return self.k_BHNSK * left_BHNS[..., None].to(self.k_BHNSK.dtype)
 
 
-class AssociativeMemory(nn.Module):
+class AssociativeMemory(Holding):
     """The memory of one step. A token reads what was written up to and with itself.
 
     A head's read-out is normalised to the same size however much it holds. A memory binds the key of a token to the
@@ -199,7 +200,8 @@ class AssociativeMemory(nn.Module):
         """All five maps of the input by one product; the two a head in float32 or wider, with their biases."""
         maps = (self.q, self.k, self.v, self.forget, self.write)
         wide = torch.promote_types(x_BCD.dtype, torch.float32)
-        joined = F.linear(x_BCD, torch.cat([m.weight for m in maps]).to(x_BCD.dtype))
+        weight = self.once("maps", x_BCD.dtype, lambda: torch.cat([m.weight for m in maps]).to(x_BCD.dtype))
+        joined = F.linear(x_BCD, weight)
         *qkv, forget_BCH, write_BCH = joined.split([m.out_features for m in maps], dim=-1)
         heads = (t.unflatten(-1, (self.n_heads, self.d_head)) for t in qkv)
         return *heads, forget_BCH.to(wide) + self.forget_bias_H, write_BCH.to(wide) + self.write_bias_H

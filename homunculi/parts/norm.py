@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.held import Holding
 
-class RMSNorm(nn.Module):
+
+class RMSNorm(Holding):
     """x / rms(x) · weight over the last axis; the weight starts at 1."""
 
     def __init__(self, d: int, eps: float = 1e-6) -> None:
@@ -18,7 +20,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight.to(x.dtype)
+        weight = self.once("weight", x.dtype, lambda: self.weight.to(x.dtype))
         if _is_differentiated_op_by_op(x):
             return _WithFusedGradient.apply(x, weight, self.eps)[0]
         return F.rms_norm(x, (x.shape[-1],), weight, self.eps)

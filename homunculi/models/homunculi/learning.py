@@ -94,8 +94,9 @@ def count(
     paths: Any = model.paths
     for name in model.config.paths:
         found |= paths[name].statistics([p.paths[name] for p in passed])
+    answering: Any = model.neocortex
     for k in range(model.config.n_shared):
-        loads = [model.neocortex[k].load(p.wanted[k]) for p in passed if len(p.wanted) > k]
+        loads = [answering[k].load(p.wanted[k]) for p in passed if len(p.wanted) > k]
         if loads:
             found[f"load_{k}"] = torch.stack(loads).mean(0)
             found[f"busiest_expert_{k}"] = found[f"load_{k}"].max()

@@ -341,7 +341,8 @@ class Homunculi(LanguageModel):
     def readout(self, x_BTD: Tensor, taps: TapPoint = NO_TAPS) -> Tensor:
         weight_VD = self.embed.weight if self.untied is None else self.untied.weight
         x_BTD = taps("readout.norm", self.norm(x_BTD))
-        return taps("readout.logits", F.linear(x_BTD, weight_VD.to(x_BTD.dtype)))
+        cast_VD = self.once("readout", x_BTD.dtype, lambda: weight_VD.to(x_BTD.dtype))
+        return taps("readout.logits", F.linear(x_BTD, cast_VD))
 
     def before_update(self, step: int, steps: int) -> None:
         self.router.before_update(step, steps)

@@ -115,7 +115,8 @@ class NCN(LanguageModel):
     def readout(self, x_BTD: Tensor, taps: TapPoint = NO_TAPS) -> Tensor:
         weight_VD = self.embed.weight if self.untied is None else self.untied.weight
         x_BTD = taps("readout.norm", self.norm(x_BTD))
-        return taps("readout.logits", F.linear(x_BTD, weight_VD.to(x_BTD.dtype)))
+        cast_VD = self.once("readout", x_BTD.dtype, lambda: weight_VD.to(x_BTD.dtype))
+        return taps("readout.logits", F.linear(x_BTD, cast_VD))
 
     def new_cache(self, batch_size: int, capacity: int) -> Cache:
         """Keys and values of each step; in the last slot what the controller remembers."""
