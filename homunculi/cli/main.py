@@ -36,8 +36,8 @@ VERBS = (
 )
 
 _SMALLER = (
-    "where this is training, lower train.micro_tokens or batch_tokens, or set train.cuda_graphs=off (captured graphs keep "
-    "memory of their own)"
+    "where this is training, lower train.micro_tokens or batch_tokens, or set train.cuda_graphs=off (captured graphs "
+    "keep memory of their own)"
 )
 
 app = typer.Typer(

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from homunculi.report.leaks import leak_maps
 from homunculi.report.markup import Html, element, folded, join, pairs, table
 from homunculi.report.numbers import brief, decimals, duration, exact, number
 from homunculi.report.snapshot import Snapshot
@@ -125,13 +126,20 @@ def certificate(run: Snapshot) -> Html | None:
     rows = [
         (
             check.get("name", "–"),
-            _passed(check.get("passed"), "passed", "failed"),
+            join([_passed(check.get("passed"), "passed", "failed"), _why(check)]),
             _leaf(check.get("value")),
             _leaf(check.get("limit")),
         )
         for check in checks
     ]
-    return join([pairs(verdicts), table(("check", "result", "value", "limit"), rows) if rows else None])
+    checked = table(("check", "result", "value", "limit"), rows) if rows else None
+    return join([pairs(verdicts), leak_maps(found), checked])
+
+
+def _why(check: Mapping[str, Any]) -> Html | None:
+    """What a failed check says."""
+    failed, note = check.get("passed") is False, check.get("note")
+    return element("small", str(note)[:_TEXT], class_="tag") if failed and note else None
 
 
 def configuration(run: Snapshot) -> Html | None:
