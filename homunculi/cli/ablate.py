@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +36,9 @@ def ablate(
     tune: Annotated[str, typer.Option(help="Factors of the recipe's learning rate that each side tries.")] = "0.5,1,2",
     no_tune: Annotated[bool, typer.Option("--no-tune", help="Every side keeps the recipe's learning rate.")] = False,
     folder: Annotated[Path | None, typer.Option(help="Of the comparison; default: follows from the recipe.")] = None,
+    certify_only: Annotated[
+        bool, typer.Option("--certify-only", help="Make the certificates of all sides, keep them, and train nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     from homunculi.cli.recipes import configured
@@ -58,9 +62,27 @@ def ablate(
         folder=place,
         command=shlex.join(["homunculi", *sys.argv[1:]]),
     )
+    if certify_only:
+        certified([request], as_json)
+        return
     comparison = _carried_out(request, left_out)
     _show(comparison, left_out, as_json)
     refuse_failures(comparison)
+
+
+def certified(requests: Sequence[Any], as_json: bool) -> None:
+    """Certify the sides of comparisons, and train nothing.
+
+    Raises:
+        CheckFailed: one is not causal.
+    """
+    from homunculi.cli.compare import open_board, tell_certificates
+    from homunculi.experiments.compare import certify_sides
+
+    with open_board() as board:
+        found = [(request, side) for request in requests for side in certify_sides(request, board)]
+    within = {id(request): f"{request.folder.name} " if len(requests) > 1 else "" for request in requests}
+    tell_certificates([(f"{within[id(request)]}{side.name}", side) for request, side in found], as_json)
 
 
 def listed(text: str) -> tuple[str, ...]:

@@ -35,6 +35,11 @@ VERBS = (
     "import_",
 )
 
+_SMALLER = (
+    "where this is training, lower train.micro_tokens or batch_tokens, or set train.cuda_graphs=off (captured graphs "
+    "keep memory of their own)"
+)
+
 app = typer.Typer(
     name="homunculi",
     help="A laboratory for brain-inspired language models.",
@@ -68,6 +73,9 @@ def _run() -> int:
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # how the command-line library says it
             return _say(f"{error.format_message()}; homunculi --help lists what there is", BAD_INPUT)
+        if type(error).__name__ == "OutOfMemoryError":  # torch's; it may not be loaded here
+            said = ". ".join(" ".join(str(error).split()).split(". ")[:2])
+            return _say(f"the device's memory is too small ({said}); {_SMALLER}", FAILURE)
         raise
     return outcome if isinstance(outcome, int) else 0
 

@@ -40,9 +40,12 @@ def scale(
     ] = "0.5,1,2",
     no_tune: Annotated[bool, typer.Option("--no-tune", help="Every side keeps its recipe's learning rate.")] = False,
     folder: Annotated[Path | None, typer.Option(help="Of the ladder; default: follows from the recipes.")] = None,
+    certify_only: Annotated[
+        bool, typer.Option("--certify-only", help="Make the certificates of all sides, keep them, and train nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    from homunculi.cli.ablate import numbers
+    from homunculi.cli.ablate import certified, numbers
     from homunculi.experiments import scale as ladders
 
     given = [word for word in words or [] if not word.startswith("against=")]
@@ -53,7 +56,11 @@ def scale(
     options = {"seeds": seeds, "factors": factors, "at_once": at_once, "device": device, "baselines": False}
     options["command"] = shlex.join(["homunculi", *sys.argv[1:]])
     place = folder or ladders.default_folder(side, baseline, tokens_per_parameter, factors)
-    _climb(ladders.Ladder(place, rungs, options), as_json)
+    ladder = ladders.Ladder(place, rungs, options)
+    if certify_only:
+        certified(ladders.requests(ladder), as_json)
+    else:
+        _climb(ladder, as_json)
 
 
 def wanted_pair(recipe: str, against: str, given: list[str]) -> tuple[Wanted, Wanted]:

@@ -31,6 +31,7 @@ LEVEL, ALPHA = 0.95, 0.05
 CLAIM_SEEDS = 5
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,59}")  # of a side: it becomes part of names of folders
 _PLACES, _LEAST_P = 4, 0.0001
+_TOLD = 3  # failed checks that a refusal names
 
 Json = dict[str, Any]
 
@@ -67,7 +68,8 @@ class Side:
         if found is None or found.get("causal") is True:
             return ""
         failed = [check for check in found.get("checks", []) if not check.get("passed")]
-        shown = ", ".join(f"{check['name']} {check['value']:.1e} (limit {check['limit']:.0e})" for check in failed)
+        told = [f"{check['name']} {check['value']:.1e} (limit {check['limit']:.0e})" for check in failed[:_TOLD]]
+        shown = ", ".join(told) + (f" and {len(failed) - _TOLD} more" if len(failed) > _TOLD else "")
         seen = next((f"; {leaks['summary']}" for leaks in found.get("leaks", []) if leaks.get("summary")), "")
         return f"not causal: {shown or found.get('reason', 'no check passed')}{seen}"
 

@@ -195,6 +195,14 @@ def describe(ladder: Ladder) -> list[str]:
     return [*lines, f"folder      {ladder.folder}"]
 
 
+def requests(ladder: Ladder) -> list[Request]:
+    """A comparison for each rung."""
+    return [
+        Request(sides=rung.sides, match=MATCH, folder=ladder.folder / rung.folder, **ladder.options)
+        for rung in ladder.rungs
+    ]
+
+
 def climb(
     ladder: Ladder, reporter_of: Callable[[], Reporter], launch: Launch = launch_here
 ) -> tuple[dict[str, Any], list[Comparison]]:
@@ -211,8 +219,7 @@ def climb(
     """
     found: list[Comparison] = []
     result: dict[str, Any] = {}
-    for rung in ladder.rungs:
-        request = Request(sides=rung.sides, match=MATCH, folder=ladder.folder / rung.folder, **ladder.options)
+    for request in requests(ladder):
         found.append(compare(request, reporter_of(), launch))
         described = [(rung.factor, rung.folder) for rung in ladder.rungs[: len(found)]]
         result = analyse(found, described) | {"n_sizes": len(ladder.rungs)}

@@ -6,13 +6,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from homunculi.report.leaks import leak_maps
 from homunculi.report.markup import Html, element, folded, join, pairs, table
 from homunculi.report.numbers import brief, decimals, duration, exact, number
 from homunculi.report.snapshot import Snapshot
 from homunculi.runs.clock import seconds_of, written_out
-from homunculi.runs.difference import flatten, varying
+from homunculi.runs.difference import ABSENT, flatten, varying
 
 _TEXT = 6000
+_MANY_FIELDS = 6
 _OPEN_STEPS, _MOST_STEPS, _MOST_EVENTS = 1, 200, 400
 _LOUD = frozenset(
     {"warning", "failed", "diverged", "signal", "resumed", "compile", "fallback", "repeated_differently", "error"}
@@ -125,13 +127,20 @@ def certificate(run: Snapshot) -> Html | None:
     rows = [
         (
             check.get("name", "–"),
-            _passed(check.get("passed"), "passed", "failed"),
+            join([_passed(check.get("passed"), "passed", "failed"), _why(check)]),
             _leaf(check.get("value")),
             _leaf(check.get("limit")),
         )
         for check in checks
     ]
-    return join([pairs(verdicts), table(("check", "result", "value", "limit"), rows) if rows else None])
+    checked = table(("check", "result", "value", "limit"), rows) if rows else None
+    return join([pairs(verdicts), leak_maps(found), checked])
+
+
+def _why(check: Mapping[str, Any]) -> Html | None:
+    """What a failed check says."""
+    failed, note = check.get("passed") is False, check.get("note")
+    return element("small", str(note)[:_TEXT], class_="tag") if failed and note else None
 
 
 def configuration(run: Snapshot) -> Html | None:
@@ -186,10 +195,19 @@ def budgets(runs: Sequence[Snapshot]) -> Html | None:
 
 def difference(runs: Sequence[Snapshot]) -> Html:
     """Fields of configuration, data and provenance that are not the same in all runs."""
-    rows = [(key, *(_leaf(value) for value in values)) for key, values in varying([run.info for run in runs])]
-    if not rows:
+    found = varying([run.info for run in runs])
+    if not found:
         return element("p", "Configuration, data and provenance are the same.")
-    return table(("", *(element("bdi", run.label) for run in runs)), rows)
+    head = ("", *(element("bdi", run.label) for run in runs))
+    shared = [(key, *map(_leaf, values)) for key, values in found if ABSENT not in values]
+    rest = [
+        (key, *("–" if value == ABSENT else _leaf(value) for value in values))
+        for key, values in found
+        if ABSENT in values
+    ]
+    if not shared or len(rest) < _MANY_FIELDS:
+        return table(head, shared + rest)
+    return join([table(head, shared), folded(f"{len(rest)} fields that only some of them have", table(head, rest))])
 
 
 def origin(run: Snapshot) -> Html:

@@ -92,6 +92,16 @@ g > path { stroke-dasharray: none; stroke-width: 1.6; fill: var(--ground); }
 .legend { font-size: .9rem; }
 .legend svg { vertical-align: -2px; }
 
+svg.leaks { max-width: 24rem; }
+ul svg.leaks { width: 14px; }
+.leaks rect { fill: var(--bad); }
+.leaks .middle { opacity: .6; } .leaks .weak { opacity: .28; }
+.leaks .none { fill: var(--line); opacity: .55; }
+.leaks .unasked { fill: none; stroke: var(--line); }
+.leaks text { font-size: 11px; fill: var(--soft); }
+.leaks .tick.y { text-anchor: end; dominant-baseline: central; }
+.leaks .tick.x { text-anchor: middle; }
+
 .curves > input { position: absolute; opacity: 0; }
 .ask { margin-right: .6rem; }
 .curves > label { display: inline-block; padding: .15rem .8rem; margin-right: .3rem; font-size: .9rem; }

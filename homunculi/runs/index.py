@@ -13,7 +13,7 @@ from homunculi.runs.clock import seconds_of
 from homunculi.runs.directory import CHECKPOINTS, INFO, METRICS, RunDirectory, runs_root, state_of
 from homunculi.runs.lines import find_last
 
-DEPTH = 3
+DEPTH = 5  # root / claim / its comparison / further seeds / runs / run
 _NOT_ENTERED = frozenset({CHECKPOINTS, "measures", "__pycache__", "node_modules"})
 
 
@@ -37,7 +37,7 @@ class RunSummary:
 
 
 def find_runs(root: Path | str | None = None) -> list[RunSummary]:
-    """Every run in `root` (default: the root of runs) and up to three folders below it, newest first.
+    """Every run in `root` (default: the root of runs) and up to five folders below it, newest first.
 
     Raises:
         InputError: `root` is given and is no folder.

@@ -124,3 +124,20 @@ def test_what_makes_no_ladder_is_said_in_one_line(cli: Cli, words: list[str], sa
 def test_without_a_plain_recipe_of_its_name_a_baseline_is_asked_for(cli: Cli, recipe: str) -> None:
     done = cli("scale", recipe)
     assert done.code == 2 and "the default baseline of" in done.err and "--against RECIPE" in done.err
+
+
+def test_ablations_and_ladders_can_be_certified_alone(cli: Cli, recipe: str, inside: Inside, tmp_path: Path) -> None:
+    words = ["ablate", recipe, "qk_norm", "model.qk_norm=true", "--how", "removed", "--folder", tmp_path / "a"]
+    done = cli(*words, *QUICK, "--certify-only", "--json")
+    assert done.code == 0, done.err
+    assert [row["side"] for row in json.loads(done.out)["certificates"]] == ["whole", "qk_norm-removed"]
+    words = ["scale", recipe, f"against={recipe}", "model.d_model=32", "--sizes", "0.5,1,2,4"]
+    words += ["--folder", tmp_path / "s"]
+    done = cli(*words, *QUICK, "--certify-only")
+    assert done.code == 0, done.err
+    assert [line.split(" (")[0] for line in done.out.splitlines()][:2] == [
+        "size-0.5 tiny: causal",
+        "size-0.5 tiny-again: causal",
+    ]
+    assert len(done.out.splitlines()) == 8 and not inside.folders
+    assert not (tmp_path / "a").exists() and not (tmp_path / "s").exists()

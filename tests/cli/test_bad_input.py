@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from homunculi.runs.directory import open_run
 
@@ -191,3 +192,20 @@ def test_a_signal_checkpoints_and_has_its_own_exit_code(
     assert "resume" in err.strip().splitlines()[-1]
     assert len(list((run / "checkpoints").iterdir())) == 1
     assert open_run(run).status()["state"] == "preempted"
+
+
+def test_too_little_memory_on_the_device_says_what_to_lower(
+    cli: Cli, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Any, *more: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 79 GiB. Try less.")
+
+    monkeypatch.setattr("homunculi.train.step.Updater.update", full)
+    done = cli("train", recipe, "--run", tmp_path / "run")
+    line = done.err.strip().splitlines()[-1]
+    assert done.code == 1 and line.startswith(
+        "homunculi: the device's memory is too small (CUDA out of memory. Tried to allocate 2.00 GiB)"
+    )
+    for word in ("train.micro_tokens", "batch_tokens", "train.cuda_graphs=off"):
+        assert word in line
+    assert "Traceback" not in done.err

@@ -26,7 +26,7 @@ VOID = {"input", "meta", "link", "br"}
 TAGS = """
 html head meta link title style body main script section h1 h2 h3 p a b i nav dl dt dd div small span bdi code pre table
 thead tbody tr th td ul li details summary figure figcaption strong output input label footer svg desc g line polyline
-path text
+path rect text
 """
 HOSTILE = [
     "</title></style></script><script>alert(1)</script>",
@@ -267,6 +267,35 @@ def test_a_certificate_that_failed_is_not_overlooked(make_run: Make) -> None:
     text = check_self_contained(render([make_run(certificate={"causal": False, "checks": checks})])).text
     assert "Not causal: its losses must not be ranked" in text
     assert "✗ failed" in text
+
+
+LEAKS = {
+    "mode": "evaluation",
+    "context": 64,
+    "summary": "every position sees the next one",
+    "pairs": [{"reader": 3, "source": 4, "difference": 0.25}],
+    "n_pairs": 63,
+    "n_sources": 63,
+    "cell": 16,
+    "cells": [[0.25, 1e-3, 0.0, None], [None, 1e-9, 0.5, 0.0], [None, None, 0.5, 0.5], [None, None, None, 0.5]],
+}
+
+
+def test_who_sees_what_is_drawn(make_run: Make) -> None:
+    reader = check_self_contained(render([make_run(certificate={"causal": False, "checks": [], "leaks": [LEAKS]})]))
+    assert "Looks ahead in evaluation, in rows of 64 tokens" in reader.text
+    assert "every position sees the next one" in reader.text and "of 63 that leak" in reader.text
+    squares = [attrs.get("class") for tag, attrs in reader.elements if tag == "rect" and attrs.get("x") != "1"]
+    kinds = {kind: squares.count(kind) for kind in squares}
+    assert kinds == {"strong": 5, "middle": 1, "weak": 1, "none": 2, "unasked": 1}  # nothing left of the diagonal
+    assert "leaks" not in [attrs.get("class") for _, attrs in Reader(render([make_run("b")])).elements]
+
+
+@pytest.mark.parametrize("field", ["mode", "context", "summary", "pairs", "n_pairs", "cell", "cells"])
+@pytest.mark.parametrize("wrong", [None, "<b>x", -1, [], [["a"]], {"a": 1}, float("nan")])
+def test_a_damaged_map_of_leaks_leaves_the_page_whole(make_run: Make, field: str, wrong: Any) -> None:
+    run = make_run(certificate={"causal": False, "leaks": [LEAKS | {field: wrong}]})
+    assert "What it says" in check_self_contained(render([run])).text
 
 
 def test_files_are_linked_relatively(make_run: Make, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The list of runs: three folders deep, from the ends of files, whatever state they are in."""
+"""The list of runs: five folders deep, from the ends of files, whatever state they are in."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ def make(path: Path, created: float = 0.0, **info: object) -> Path:
     return path
 
 
-def test_runs_are_found_three_deep_newest_first(tmp_path: Path) -> None:
+def test_runs_are_found_five_deep_newest_first(tmp_path: Path) -> None:
     make(tmp_path / "a-000001", 1)
     make(tmp_path / "sweep" / "b-000002", 2)
     make(tmp_path / "x" / "y" / "c-000003", 3)
-    make(tmp_path / "x" / "y" / "z" / "d-000004", 4)
+    make(tmp_path / "scale-gpt" / "size-0.25" / "runs" / "d-000004", 4)
+    make(tmp_path / "claim" / "d128" / "from-3" / "runs" / "g-000007", 5)
+    make(tmp_path / "1" / "2" / "3" / "4" / "5" / "h-000008", 6)
     make(tmp_path / ".hidden" / "e-000005", 5)
     make(tmp_path / "a-000001" / "checkpoints" / "f-000006", 6)
-    assert [run.id for run in find_runs(tmp_path)] == ["000003", "000002", "000001"]
+    assert [run.id for run in find_runs(tmp_path)] == ["000007", "000004", "000003", "000002", "000001"]
 
 
 def test_a_run_given_itself_is_listed(tmp_path: Path) -> None:
