@@ -81,6 +81,11 @@ class Pieces:
         """From now on record steps."""
         self._recorder = recorder
 
+    def forget(self) -> None:
+        """Give up all recordings, and with them what they keep: they refer to the cache that they belong to."""
+        self._recorder = None
+        self._found.clear()
+
     @contextmanager
     def step(self, recordable: bool) -> Iterator[None]:
         """One forward; `recordable`: of one token a row, to which nobody listens."""

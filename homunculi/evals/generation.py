@@ -82,11 +82,13 @@ def generate(
                     dropped, drawn = [row[: -(longest // 2)] for row in rows], []
                     before = _remember(model, dropped, before, device) if sampling.carry else None
                     rows = [row[-(longest // 2) :] for row in rows]
+                    cache.pieces.forget()
                     cache, logits = _read(model, rows, device, before)
                 else:
                     fed_B1.copy_(next_B[:, None])
                     logits = model(fed_B1, cache=cache).logits[:, -1]
                     cache.advance(1)
+            cache.pieces.forget()
     finally:
         model.train(was_training)
 

@@ -93,7 +93,10 @@ def look(count_BT: Tensor, before_B: Tensor) -> Crowd:
     """The crowd of a pass, found on the device."""
     after_B = count_BT[:, -1]
     took_B = after_B > before_B
-    order_B = took_B.long().argsort(descending=True, stable=True)
+    rank_B = took_B.cumsum(0)
+    rows_B = torch.arange(len(rank_B), device=rank_B.device)
+    place_B = torch.where(took_B, rank_B - 1, rank_B[-1:] + rows_B - rank_B)
+    order_B = torch.empty_like(rows_B).scatter(0, place_B, rows_B)
     return Crowd(count_BT, before_B, order_B, torch.stack([took_B.sum(), (after_B - before_B).max(), after_B.max()]))
 
 
@@ -106,14 +109,14 @@ class Size(NamedTuple):
 
 
 def measure(crowd: Crowd, recorded: bool) -> Size:
-    """The smallest block that holds a crowd; waits for the device. `recorded`: the next size on a grid of sixteen."""
+    """The smallest block that holds a crowd; waits for the device. `recorded`: the next of 32 sizes."""
     if crowd.sizes is None:
         return Size(len(crowd.order_B), 1, None)
     n_rows, n_places, n_seen = crowd.sizes.tolist()
     if not recorded:
         return Size(n_rows, n_places, n_seen)
     n_all = len(crowd.order_B)
-    grain = max(1, n_all // 16)
+    grain = max(1, n_all // 32)
     return Size(min(n_all, grain * -(-n_rows // grain)), 1, None)
 
 

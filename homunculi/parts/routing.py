@@ -53,8 +53,12 @@ def admit(wants_BT: Tensor, quota_BT: Tensor, before_B: Tensor | None = None) ->
         quota_BT: not decreasing along T.
         before_B: the count before this call; None: 0.
     """
-    asked_BT = wants_BT.long().cumsum(1)
-    room_BT = (quota_BT - asked_BT).cummin(1).values
+    asked_BT = wants_BT.long()
+    if asked_BT.shape[1] > 1:  # scans of single tokens are slow on a GPU
+        asked_BT = asked_BT.cumsum(1)
+    room_BT = quota_BT - asked_BT
+    if asked_BT.shape[1] > 1:
+        room_BT = room_BT.cummin(1).values
     before = torch.zeros_like(room_BT[:, :1]) if before_B is None else before_B[:, None]
     return asked_BT + torch.minimum(room_BT, before)
 
