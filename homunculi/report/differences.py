@@ -16,6 +16,7 @@ from homunculi.report.scales import ROOM, Scale, linear_scale
 
 BETTER, WORSE, NOTHING = "better", "worse", "no difference shown"
 CLAIM_SEEDS = 5
+_MOST_BANDS = 5
 # The look whose colour is grey: sides never have it, so that lines of reference can.
 GREY = 7
 _LOOKS = {BETTER: "c0", WORSE: "c1"}
@@ -73,7 +74,8 @@ def learning_curves(curves: Sequence[Curve], baselines: Sequence[tuple[str, floa
         "figcaption", element("strong", f"Validation during training, {unit}"), element("output", class_="read")
     )
     lines = "Lines: mean" if len(curves) > 1 else f"Line: {curves[0].name}, mean"
-    note = element("p", f"{lines} over seeds. Bands: lowest to highest seed.{so_far}", class_="note")
+    bands = " Bands: lowest to highest seed." if len(curves) <= _MOST_BANDS else ""  # more of them hide each other
+    note = element("p", f"{lines} over seeds.{bands}{so_far}", class_="note")
     figure = element("figure", caption, *drawn, note, class_="main")
     return element("div", *chooser, element("div", figure, class_="figures banded"), class_="curves")
 
@@ -93,7 +95,8 @@ def _view(view: View, curves: Sequence[Curve], baselines: Sequence[tuple[str, fl
         stretch = _stretch(view, curve)
         rows = [(x * stretch, *others) for x, *others in curve.rows]
         look = curve.place + curve.place // GREY
-        bands.append(band(curve.name, [(x, low, high) for x, _, low, high in rows], look))
+        if len(curves) <= _MOST_BANDS:
+            bands.append(band(curve.name, [(x, low, high) for x, _, low, high in rows], look))
         lines.append(Series(curve.name, [(x, middle) for x, middle, _, _ in rows], look, "marked"))
         fitted += [value for x, *values in rows if x >= view.focus * end for value in values]
     room = 0.3 * (max(fitted) - min(fitted))

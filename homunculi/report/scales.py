@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from homunculi.report.numbers import power
 
@@ -47,8 +48,10 @@ class Scale:
         return "" if self.exponent == 0 else _WORDS.get(self.exponent, f"×10{power(self.exponent)}")
 
     def _decimals(self, tick: float) -> int:
-        """For a log axis each label shows its own digits; for a linear one all show as many as the step has."""
-        values = [tick] if self.log else list(self.ticks)
+        """Where ticks lie evenly all show as many digits as the step has; on other log axes each shows its own."""
+        steps = [b - a for a, b in pairwise(self.ticks)]
+        even = all(math.isclose(step, steps[0], rel_tol=1e-6) for step in steps)
+        values = [tick] if self.log and not even else list(self.ticks)
         for places in range(7):
             if all(
                 math.isclose(round(v / 10.0**self.exponent, places), v / 10.0**self.exponent, abs_tol=1e-9)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,7 +16,7 @@ from homunculi.report.comparison_record import UNITS, objects, part, signed, spa
 from homunculi.report.differences import band
 from homunculi.report.markup import Html, element, join, section, table
 from homunculi.report.numbers import brief, decimals, exact, number
-from homunculi.report.plot import Plot, Series, draw, legend
+from homunculi.report.plot import SMALL, Plot, Series, draw, legend
 from homunculi.report.style import POLICY, SCRIPT, STYLE
 from homunculi.runs import clock
 
@@ -23,6 +24,7 @@ RECORD, REPORT = "scale.json", "report.html"
 _LOOKS = (0, 1)  # of baseline and recipe
 _GREY = 7
 _PLACES = 4
+_CLAIM_SEEDS = 5
 
 Json = Mapping[str, Any]
 
@@ -84,6 +86,9 @@ def _top(raw: Json, names: Sequence[str], sizes: Sequence[Json]) -> Iterator[Htm
     for one in [*objects(raw.get("refused")), *objects(raw.get("failed"))]:
         yield element("p", element("strong", text_of(one.get("run"))), ": ", text_of(one.get("reason")), class_="alert")
     yield element("ul", *(element("li", words, class_=f"c{look}") for look, words in _said(raw)), class_="verdicts")
+    counts = [n for size in sizes if (n := number(part(size, "gap").get("n")))]
+    if counts and min(counts) < _CLAIM_SEEDS:
+        yield element("p", f"With fewer than {_CLAIM_SEEDS} seeds this is a first look and no claim.", class_="alert")
 
 
 def _said(raw: Json) -> Iterator[tuple[int, Html]]:
@@ -157,7 +162,7 @@ def _gaps(raw: Json, names: Sequence[str], unit: str) -> Html | None:
         band("interval", edges, 0),
         Series("zero", [(x, 0.0) for x in (rows[0][0], rows[-1][0])], _GREY, "faint"),
         Series("gap", [(x, gap) for x, gap, _, _ in rows], 0, "marked"),
-        Series("fitted line", [(x, y) for x, y in line if x], 1),
+        Series("fitted line", [(x, y) for x, y in line if x], _GREY),
     ]
     label = f"{unit}, {names[1]} \u2212 {names[0]}"
     plot = Plot("gap-plot", "Gap over parameters", "parameters", label, [s for s in series if s.points], across="log")
@@ -167,7 +172,8 @@ def _gaps(raw: Json, names: Sequence[str], unit: str) -> Html | None:
 
 def _figure(plot: Plot, caption: str) -> Html:
     head = element("figcaption", element("strong", caption), element("output", class_="read"))
-    return element("div", element("figure", head, draw(plot), legend(plot.series)), class_="banded")
+    shapes = [draw(plot), draw(replace(plot, key=f"{plot.key}-s", size=SMALL))]  # the second for narrow screens
+    return element("div", element("figure", head, *shapes, legend(plot.series), class_="main"), class_="banded")
 
 
 def _sizes(sizes: Sequence[Json], names: Sequence[str], unit: str) -> Html | None:

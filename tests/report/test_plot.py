@@ -69,6 +69,11 @@ def test_a_log_axis_of_losses_has_ticks_a_reader_expects() -> None:
     ]
 
 
+def test_a_log_axis_of_even_ticks_shows_as_many_digits_at_each() -> None:
+    scale = log_scale([3.75, 4.6])
+    assert {len(scale.label(tick)) for tick in scale.ticks} == {3}
+
+
 def test_large_numbers_are_labelled_in_words_or_powers() -> None:
     tokens = linear_scale([0, 32_000_000], powers=True)
     assert tokens.unit() == "million"
