@@ -134,10 +134,9 @@ def test_a_recorded_block_has_rows_to_spare_that_nothing_happens_to() -> None:
     took_B[[3, 17, 40, 41, 63]] = 1
     block = gathered_now(7 + took_B[:, None], torch.full((64,), 7), recorded=True)
     assert block is not None and block.rows_A is not None and len(block.rows_A) == 6
-    assert (
-        block.rows_A[:5].tolist() == [3, 17, 40, 41, 63]
-        and block.selection.taken_BC[:, 0].tolist() == [True] * 5 + [False]
-    )
+    assert block.rows_A[:5].tolist() == [3, 17, 40, 41, 63] and block.selection.taken_BC[:, 0].tolist() == [
+        True
+    ] * 5 + [False]
     slot = KVSlot.empty((64, 1, 20, 2), torch.float32, torch.device("cpu"))
     assert block.places(slot)[:, 0].tolist() == [7] * 5 + [19]
     x_BTD = torch.randn(64, 1, 4)
