@@ -35,7 +35,7 @@ IDS = {
         "gating",
         "context",
     ],
-    "homunculi": ["converges", "regions", "depth", "packet", "mind"],
+    "homunculi": ["converges", "plain", "regions", "depth", "packet", "mind"],
     "mor": ["pareto", "throughput"],
     "vocab": ["rank8", "rank64", "fourier", "multihop", "readable", "match", "attention", "stability", "algorithms"],
     "rys": ["middle", "single", "anatomy", "fragile"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from homunculi.experiments.claims.entry import Claim, Plan, claim
 from homunculi.experiments.claims.measures import converges
-from homunculi.experiments.claims.verdicts import all_better, each_needed
+from homunculi.experiments.claims.verdicts import all_better, beats, each_needed
 
 REGIONS = ("temporal", "amygdala", "prefrontal", "neocortex")
 SIZES = ("small", "medium")
@@ -22,6 +22,21 @@ def small_models_converge() -> Claim:
         control="a mixture of recursions of equal parameters",
         rule=converges("homunculi", control="mor"),
         sizes={size: (Plan((f"homunculi=homunculi:{size}", f"mor=mor:{size}")),) for size in SIZES},
+        minutes=MINUTES,
+    )
+
+
+@claim
+def plain() -> Claim:
+    return Claim(
+        id="homunculi-plain",
+        system="Homunculi",
+        claim="at equal parameters, and at no more FLOPs a token, it predicts better than a plain transformer",
+        figure="none: nobody has compared them",
+        check="the flagship against the plain transformer on the same batches; the budgets stand beside the curves",
+        control="a mixture of recursions of equal parameters: recursion without regions and packet",
+        rule=beats("homunculi", over="gpt", controls=("mor",)),
+        sizes={size: (Plan((f"gpt=gpt:{size}", f"homunculi=homunculi:{size}", f"mor=mor:{size}")),) for size in SIZES},
         minutes=MINUTES,
     )
 
