@@ -149,7 +149,7 @@ class GraphRecorder:
                 result = piece()
             finally:
                 torch.cuda.set_sync_debug_mode(mode)
-        waited = [one for one in said if "synchroniz" in str(one.message)]
+        waited = [one for one in said if "called a synchronizing" in str(one.message)]
         for one in said:
             if one not in waited:
                 warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
