@@ -18,8 +18,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
+from threading import Lock
 from typing import Any
 
+from homunculi.files import write_atomic
 from homunculi.runs.directory import open_run
 
 CURVE = ("step", "tokens", "train/loss", "val/loss", "val/bpb", "perf/tokens_per_s")
@@ -78,14 +80,19 @@ def main() -> int:
             jobs.append((name, [*words.split(";"), *common], seed))
     results: list[dict[str, Any]] = []
     free: Queue[str] = Queue()
+    lock = Lock()
     for device in options.devices.split(",") * options.at_once:
         free.put(device)
 
     def in_turn(job: tuple[str, list[str], int]) -> None:
         device = free.get()
-        results.append(_told(run_one(*job, Path(folder), device)))
-        options.out.write_text(json.dumps(results) + "\n")
-        free.put(device)
+        try:
+            found = run_one(*job, Path(folder), device)
+        finally:
+            free.put(device)
+        with lock:
+            results.append(_told(found))
+            write_atomic(options.out, json.dumps(results) + "\n")
 
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(free.qsize()) as pool:
         list(pool.map(in_turn, jobs))

@@ -1,10 +1,12 @@
-"""Files that are either whole or not there: write beside, flush to disk, rename."""
+"""Files that are either whole or not there: write beside, flush to disk, rename; and turns at a folder."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,5 +46,23 @@ def sync_folder(folder: Path | str) -> None:
         return
     try:
         os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Processes that work on one folder at one time take turns. Where folders cannot be locked there is no turn."""
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(handle)

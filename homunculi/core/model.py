@@ -29,6 +29,7 @@ class LanguageModel(Holding, ABC):
         compute_dtype: activations flow in this type while weights keep theirs; None: the weights' own type.
         always: hooks that are part of what a model computes (`homunculi.train.interventions`); for most models none.
         cacheless: why it cannot be decoded with a cache; empty: it can.
+        n_changes: grows where something changes that a recorded step would not notice.
         in_pieces: the trunk says itself what its pieces are (`homunculi.core.pieces`), as it must where it reads on the
             host; else it is one.
     """
@@ -39,6 +40,7 @@ class LanguageModel(Holding, ABC):
     always: TapPoint = NO_TAPS
     cacheless: str = ""
     in_pieces: bool = False
+    n_changes: int = 0
 
     @abstractmethod
     def trunk(
@@ -80,7 +82,7 @@ class LanguageModel(Holding, ABC):
         cache.check_room(n_tokens)
         with cache.pieces.step(n_tokens == 1 and taps is NO_TAPS):
             run = at_once if self.in_pieces else cache.pieces
-            hidden = run("trunk", self.trunk, ids_BT, taps, cache, documents_BT)
+            hidden = run(("trunk", self.n_changes), self.trunk, ids_BT, taps, cache, documents_BT)
             logits_BTV = cache.pieces("readout", self.readout, hidden.x_BTD, taps)
         return Output(logits_BTV, hidden.loss_terms, hidden.state, hidden.statistics)
 

@@ -134,9 +134,10 @@ class Pieces:
 class GraphRecorder:
     """Records pieces as CUDA graphs that share their memory."""
 
-    def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream()
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._stream = device, torch.cuda.Stream(device)
+        with torch.cuda.device(device):
+            self._pool = torch.cuda.graph_pool_handle()
 
     def watch(self, piece: Callable[[], Result]) -> tuple[Result, bool]:
         """See `Recorder`. What waits for the device cannot be recorded, and a recording that fails spoils the device's
@@ -151,15 +152,15 @@ class GraphRecorder:
                 torch.cuda.set_sync_debug_mode(mode)
         waited = [one for one in said if "called a synchronizing" in str(one.message)]
         for one in said:
-            if one not in waited:
+            if one not in waited and "debug mode" not in str(one.message):
                 warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
         return result, not waited
 
     def record(self, piece: Callable[[], Any]) -> Recording:
         """See `Recorder`."""
-        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream), warnings.catch_warnings():
+        with torch.cuda.stream(self._stream), warnings.catch_warnings():  # a stream brings its device
             warnings.simplefilter("ignore")  # a piece without any work is a graph like another
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:

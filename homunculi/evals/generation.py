@@ -63,7 +63,7 @@ def generate(
     rows = [list(prompt)[-longest // 2 :] if len(prompt) >= longest else list(prompt) for prompt in prompts]
     fed_B1 = torch.empty(len(rows), 1, dtype=torch.long, device=device)  # a recorded step reads here
     drawn: list[Tensor] = []  # since the rows were read; left on the device, which the host need not wait for
-    was_training = model.training
+    was_training, cache = model.training, None
     model.eval()
     try:
         with holding(model):
@@ -88,8 +88,9 @@ def generate(
                     fed_B1.copy_(next_B[:, None])
                     logits = model(fed_B1, cache=cache).logits[:, -1]
                     cache.advance(1)
-            cache.pieces.forget()
     finally:
+        if cache is not None:  # recordings and the cache refer to each other
+            cache.pieces.forget()
         model.train(was_training)
 
 
@@ -121,7 +122,7 @@ def _read(
     logits_BTV = model(ids_BT.to(device), cache=cache).logits
     cache.advance(lengths_B)
     if device.type == "cuda":
-        cache.pieces.record(GraphRecorder())
+        cache.pieces.record(GraphRecorder(device))
     return cache, logits_BTV[torch.arange(len(rows), device=device), lengths_B - 1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,9 +11,11 @@ import homunculi
 from homunculi.experiments.certifying import hash_of, hash_of_files
 from homunculi.experiments.comparison import Comparison
 from homunculi.models import get, name_of
+from homunculi.runs.directory import INFO
 from homunculi.text.streams import hash_json
 from homunculi.train.config import RunConfig, config_to_json
 
+KEY = "key"  # file in a run's folder
 _ROOMS = ("core", "parts", "models", "train", "text", "evals")
 CHANGING_NOTHING = ("device", "sample_every", "checkpoint_every", "output")  # of a result
 
@@ -38,6 +41,23 @@ class _Empty:
 
 
 EMPTY: Archive = _Empty()
+
+
+def write_key(folder: Path, key: str) -> None:
+    """Note in a run's folder, before it is begun or gone on with, what it will come to; nothing where it was begun as
+    something else, or by somebody who noted nothing."""
+    noted = read_key(folder) if (folder / INFO).exists() else key
+    with suppress(OSError):  # then nothing is known of it, and it is not offered to others
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / KEY).write_text(key if noted == key else "", encoding="utf-8")
+
+
+def read_key(folder: Path) -> str:
+    """The key that a run's folder notes; empty: none."""
+    try:
+        return (folder / KEY).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def key_of_run(config: RunConfig, data_hash: str, kind: str) -> str:

@@ -18,6 +18,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -170,12 +171,14 @@ def _resized(model: Any, **sizes: int) -> Any:
     return model
 
 
+@cache  # the code that runs is the code as it was when it was imported
 def code_hash() -> str:
     """A hash of the code that models are made of."""
     root = Path(homunculi.__file__).parent
     return hash_of_files(root, sorted(path for room in _MODEL_ROOMS for path in (root / room).rglob("*.py")))
 
 
+@cache
 def _certifier_hash() -> str:
     """A hash of the code that makes certificates."""
     return hash_of_files(Path(__file__).parent, [Path(__file__).parent / f"{name}.py" for name in _CERTIFIER])
@@ -190,7 +193,9 @@ def hash_of_files(root: Path, paths: list[Path]) -> str:
 
 
 def hash_of(code: Any) -> str:
-    """A hash of the file that a module or class stands in; empty where there is none."""
+    """A hash of the file that a module or class stands in, and of those beside it in its package; empty without one."""
     with suppress(OSError, TypeError):
-        return hashlib.sha256(Path(inspect.getfile(code)).read_bytes()).hexdigest()[:16]
+        path = Path(inspect.getfile(code))
+        packaged = (path.parent / "__init__.py").exists()
+        return hash_of_files(path.parent, sorted(path.parent.rglob("*.py")) if packaged else [path])
     return ""

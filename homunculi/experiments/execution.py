@@ -13,7 +13,7 @@ from typing import Protocol
 from homunculi.errors import InputError
 from homunculi.evals.ngrams import baselines, distinct_rows
 from homunculi.experiments import tuning
-from homunculi.experiments.archive import EMPTY, Archive, key_of_run
+from homunculi.experiments.archive import EMPTY, Archive, key_of_run, read_key
 from homunculi.experiments.certifying import Certified, certificate_of
 from homunculi.experiments.comparison import Comparison, Json, Side, read_run, run_path
 from homunculi.experiments.fleet import Batch, Job, JobState
@@ -187,7 +187,8 @@ class Execution:
             self._tell_failure(state)
             ended[state.job.folder] = self._trial_end(state.job)
             if state.state in ("done", "diverged"):  # what failed for other reasons is tried again
-                keys[state.job.folder] = {"key": state.job.key}
+                made_here = (state.job.folder / INFO).exists()
+                keys[state.job.folder] = {"key": read_key(state.job.folder) if made_here else state.job.key}
             self.comparison.tuning = others + [one for one in map(trial, jobs) if one is not None]
 
         def trial(which: tuple[str, float]) -> Json | None:
@@ -298,7 +299,7 @@ class Execution:
         name, path = planned.side.name, run_path(planned.side.name, seed)
         key = self._key(planned, planned.run_words(seed))
         if (self.comparison.folder / path / INFO).exists():
-            entry = read_run(self.comparison.folder, name, seed) | {"key": key}
+            entry = read_run(self.comparison.folder, name, seed) | {"key": read_key(self.comparison.folder / path)}
         else:
             own = {"side": name, "seed": seed, "run": path, "parameters": planned.side.budget["parameters"]}
             entry = {"sample": ""} | (self.archive.find(key) or {"tokens": []}) | own

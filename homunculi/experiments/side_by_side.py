@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from homunculi.errors import Stopped
+from homunculi.experiments.archive import write_key
 from homunculi.experiments.fleet import (
     LOG,
     Batch,
@@ -110,11 +111,17 @@ class _Doing:
                 raise
             return
         self.states = [begin(job) for job in self.batch.jobs]
-        self.batch.report(self.states)
+        self.report()
 
     def report(self) -> None:
-        if self.batch is not None and not self.over:
+        if self.batch is None or self.over:
+            return
+        try:
             self.batch.report(self.states)
+        except Stopped:
+            raise
+        except Exception as error:  # what it wanted to keep could not be kept: the others go on
+            self.over, self.error = True, error
 
 
 @dataclass(slots=True)
@@ -205,7 +212,7 @@ class _Fleet:
     def _go_on(self) -> None:
         """Let works go on whose jobs are over, then the next one begin if there is room for it."""
         for doing in self.doings:
-            while doing.begun and not doing.over and all(state.over for state in doing.states):
+            if doing.begun and not doing.over and all(state.over for state in doing.states):
                 doing.advance()
         for doing in self.doings:
             if not doing.begun and self._is_room():
@@ -240,6 +247,7 @@ class _Fleet:
         if on_each[device] >= batch.at_once or self._is_busy(state.job):
             return False
         state.device, state.state = device, "running"
+        write_key(state.job.folder, state.job.key)
         environment = environment_of(device) | dict(batch.extra_env)
         process = self.launch(words_of(state.job), environment, state.job.folder / LOG)
         self.running.append(_Started(process, time.monotonic(), state))

@@ -6,8 +6,8 @@
         x[who] += gate · (block(x[who]) − x[who])
     logits = readout(last(x))
 
-Tokens that a pass does not take are not computed in it, in training or in decoding; they keep their state. With all
-capacities at 1 this is the recursive transformer.
+Tokens that a pass does not take are not computed in it and keep their state. With all capacities at 1 this is the
+recursive transformer.
 
 Legend: B batch, T positions, S attended to, D width, V vocabulary, A rows with tokens in a pass, C places of a block.
 """
@@ -267,8 +267,8 @@ class MoR(LanguageModel):
         for r in range(self.config.n_passes):
             choice, crowd = run("choose", self._choose, r, x_BTD, choices[-1] if choices else None, call, taps)
             size = None if crowd is None else gathered.measure(crowd, call.recorded)
-            if size is not None and not size.n_rows:
-                break  # nor does anybody take the passes after it
+            if size is not None and not size.n_rows:  # nor does anybody take the passes after it
+                break
             x_BTD = run(size, self._pass, r, x_BTD, choice, (crowd, size), call, taps)
             choices.append(choice)
         x_BTD = run("last", self._run, self.last, x_BTD, call.sight, taps)
@@ -378,8 +378,7 @@ class MoR(LanguageModel):
         return quotas
 
     def budget(self, context: int | None = None) -> Budget:
-        """Counts blocks at the sizes that they have at that context, full or not, in the mode that the model is in:
-        those of a router that looks ahead in training differ."""
+        """Counts blocks at their full sizes at that context, in the mode of the model: looking ahead, they differ."""
         n_tokens, config = context or self.config.max_seq_len, self.config
         d_heads, d_kv = config.n_heads * config.width_of_heads, config.number_of_kv_heads * config.width_of_heads
         table = self.embed.weight.numel()

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.model import LanguageModel
 from ..core.taps import TapPoint
 from .linear import Linear
 from .routers import Choice, Router, RoutingOptions, Span, ThresholdRouter, scored, seated
@@ -103,22 +101,3 @@ def _decisions(choices: Sequence[Choice]) -> Iterator[tuple[Tensor, Tensor, Tens
 
 def _mean_over(asked_BT: Tensor, value_BT: Tensor) -> Tensor:
     return (value_BT * asked_BT).sum() / asked_BT.sum()
-
-
-@torch.no_grad()
-def stand_in_gap(model: LanguageModel, ids: Tensor) -> float:
-    """What looking ahead is worth: loss with the highest scores of the sequence less loss with the causal stand-in.
-
-    In nats a token, without dropout, on ids (B, T + 1). Below 0 where seeing later tokens, or taking just the trained
-    share, helped. For expert choice; other routers decide alike in training and evaluation, and give 0.
-    """
-    router: Any = model.router
-    modes = [module.training for module in (model, router)]
-    losses = []
-    for looks_ahead in (True, False):
-        model.eval()
-        router.train(looks_ahead)
-        losses.append(F.cross_entropy(model(ids[:, :-1]).logits.flatten(0, 1).float(), ids[:, 1:].flatten()))
-    model.train(modes[0])
-    router.train(modes[1])
-    return (losses[0] - losses[1]).item()

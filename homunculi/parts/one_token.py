@@ -13,6 +13,7 @@ piece, K head width, B all rows.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -27,9 +28,7 @@ PIECE = 64  # places that a program reads at once
 def fits(x: Tensor, n_tokens: int) -> bool:
     """Whether the kernels do for `n_tokens` tokens a row of that type, here and now: one, on a GPU, in inference."""
     alone = n_tokens == 1 and x.is_cuda and x.dtype != torch.float64
-    return (
-        alone and not torch.is_grad_enabled() and not torch.compiler.is_compiling() and find_spec("triton") is not None
-    )
+    return alone and not torch.is_grad_enabled() and not torch.compiler.is_compiling() and _has_triton()
 
 
 def attend(
@@ -45,24 +44,25 @@ def attend(
     n_rows, n_heads, width = q_AHK.shape
     q_AHK, out_AHK = q_AHK.contiguous(), torch.empty_like(q_AHK, memory_format=torch.contiguous_format)
     asked = last_A if rows_A is None else rows_A
-    _attend_kernel()[(n_rows, n_heads)](
-        q_AHK,
-        k_BGLK,
-        v_BGLK,
-        out_AHK,
-        last_A,
-        asked,
-        *k_BGLK.stride()[:3],
-        *v_BGLK.stride()[:3],
-        width**-0.5,
-        window,
-        HEADS=n_heads,
-        SHARED=n_heads // k_BGLK.shape[1],
-        SOME_ROWS=rows_A is not None,
-        WIDTH=width,
-        PADDED=1 << (width - 1).bit_length(),
-        PIECE=PIECE,
-    )
+    with _on(q_AHK):
+        _attend_kernel()[(n_rows, n_heads)](
+            q_AHK,
+            k_BGLK,
+            v_BGLK,
+            out_AHK,
+            last_A,
+            asked,
+            *k_BGLK.stride()[:3],
+            *v_BGLK.stride()[:3],
+            width**-0.5,
+            window,
+            HEADS=n_heads,
+            SHARED=n_heads // k_BGLK.shape[1],
+            SOME_ROWS=rows_A is not None,
+            WIDTH=width,
+            PADDED=1 << (width - 1).bit_length(),
+            PIECE=PIECE,
+        )
     return out_AHK
 
 
@@ -86,22 +86,28 @@ def remember(
     n_rows, n_heads, width = q_AHK.shape
     out_AHK = torch.empty_like(v_AHK)
     keep_AH, write_AH = keep_AH.contiguous(), write_AH.contiguous()
-    _remember_kernel()[(n_rows, n_heads)](
-        q_AHK,
-        k_AHK,
-        v_AHK,
-        out_AHK,
-        keep_AH,
-        write_AH,
-        memory_BHKK,
-        keep_AH if rows_A is None else rows_A,
-        HEADS=n_heads,
-        SOME_ROWS=rows_A is not None,
-        DELTA=delta,
-        WIDTH=width,
-        PADDED=1 << (width - 1).bit_length(),
-    )
+    with _on(q_AHK):
+        _remember_kernel()[(n_rows, n_heads)](
+            q_AHK,
+            k_AHK,
+            v_AHK,
+            out_AHK,
+            keep_AH,
+            write_AH,
+            memory_BHKK,
+            keep_AH if rows_A is None else rows_A,
+            HEADS=n_heads,
+            SOME_ROWS=rows_A is not None,
+            DELTA=delta,
+            WIDTH=width,
+            PADDED=1 << (width - 1).bit_length(),
+        )
     return out_AHK
+
+
+def _on(x: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, which need not be that of its arguments."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 @cache

@@ -12,20 +12,19 @@ run.json and status.json are replaced whole; the JSONL files only grow. Moments 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import secrets
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from homunculi.errors import InputError
-from homunculi.files import write_json
+from homunculi.files import alone_in, write_json
 from homunculi.runs.lines import Damage, LineWriter, plain_object, read_lines, repair, warn
 from homunculi.runs.state import ALIVE, state_from
 
@@ -175,7 +174,7 @@ def claim(folder: Path | str) -> RunDirectory:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone_in(folder):
+        with alone_in(folder):
             _refuse_taken(folder)
             run = RunDirectory(folder)
             run.write_status(state="preparing", step=0, started=clock.now())
@@ -195,7 +194,7 @@ def reopen(path: Path | str) -> RunDirectory:
         InputError: there is no run, or another process is writing it.
     """
     run = open_run(path)
-    with _alone_in(run.path):
+    with alone_in(run.path):
         _refuse_busy(run)
         run.repair()
         run.write_status(state="preparing")
@@ -250,24 +249,6 @@ def _refuse_busy(run: RunDirectory) -> None:
     if state_from(status, clock.now()) in ALIVE and status.get("pid") != os.getpid():
         where = f"process {status.get('pid')} on {status.get('host')}"
         raise InputError(f"{run.path}: is being written by {where}: stop that first, or choose another folder")
-
-
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Two processes that claim one folder at one time take turns. Where folders cannot be locked there is no turn."""
-    try:
-        import fcntl
-
-        handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    except (ImportError, OSError):
-        yield
-        return
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _name_and_id(path: Path) -> tuple[str, str]:

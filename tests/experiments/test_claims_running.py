@@ -1,4 +1,7 @@
-"""Claims that are really run, at a size of seconds: what is stored, how it adds up, and what is refused."""
+"""Claims that are really run, at a size of seconds: what is stored, how it adds up, and what is refused.
+
+Long, because all of it needs the few runs that are made once at the top.
+"""
 
 from __future__ import annotations
 

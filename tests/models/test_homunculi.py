@@ -1,4 +1,4 @@
-"""The flagship: every sentence that describes it holds."""
+"""The flagship: every sentence that describes it holds. Long, because they are all about one model."""
 
 from __future__ import annotations
 

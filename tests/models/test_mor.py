@@ -1,4 +1,7 @@
-"""The mixture of recursions: who takes part, that the rest is not computed, what its routers learn and refuse."""
+"""The mixture of recursions: who takes part, that the rest is not computed, what its routers learn and refuse.
+
+Long, because three routers and two caches are all held against the same small models.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from homunculi.core.taps import NO_TAPS, Recording, Taps
 from homunculi.errors import InputError
+from homunculi.evals.stand_in import stand_in_gap
 from homunculi.experiments.certify import certify
 from homunculi.experiments.subject import add_noise
 from homunculi.models import build
 from homunculi.models.mor import Config, MoR
 from homunculi.parts.block import Block
-from homunculi.parts.expert_choice import stand_in_gap
 from homunculi.parts.routers import RoutingOptions, Span
 from homunculi.settings import override
 from homunculi.train.loss import TrainingLoss

@@ -12,6 +12,7 @@ from homunculi.experiments.claims import store, table
 from homunculi.experiments.claims.entry import Claim, Plan
 from homunculi.experiments.claims.evidence import CLAIM_SEEDS, Json
 from homunculi.experiments.comparison import Comparison
+from homunculi.files import alone_in
 from homunculi.runs import clock
 
 
@@ -130,9 +131,11 @@ class Keeping:
         part = store.condense(comparison)
         own = [(str(run["side"]), int(run["seed"])) for run in part["runs"] if "taken" not in run]
         new = [one for one in own if one not in self.before]
-        together = merged(self.asked, {self.plan.name: part})
-        self._note_origin(together["provenance"], comparison, new)
-        write(self.asked, self.ran, together)
+        self.asked.results.mkdir(parents=True, exist_ok=True)
+        with alone_in(self.asked.results):  # another process may be adding to the same claim
+            together = merged(self.asked, {self.plan.name: part})
+            self._note_origin(together["provenance"], comparison, new)
+            write(self.asked, self.ran, together)
         device = str(comparison.provenance.get("device", ""))
         self.shared.add(self.asked.claim.id, part, dict.fromkeys(new, device))
 

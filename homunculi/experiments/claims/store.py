@@ -113,8 +113,11 @@ def result(claim_id: str, size: str, common: list[str], parts: Json, measured: J
 
 
 def origin(provenance: Json, command: str, runs: list[list[Any]], date: str) -> Json:
-    """One entry of a result's provenance: device, versions, command, date, code; no path and no name of a machine."""
-    keys = ("device", "python", "versions", "git_commit", "code")
+    """One entry of a result's provenance: device, versions, command, date, code; no path and no name of a machine.
+
+    A commit is named only where nothing was changed since; the hash of the code always is.
+    """
+    keys = ("device", "python", "versions", *(() if provenance.get("git_dirty") else ("git_commit",)), "code")
     known = {key: provenance[key] for key in keys if key in provenance}
     return {"date": date, "command": command} | known | {"runs": runs}
 

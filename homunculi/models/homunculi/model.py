@@ -1,7 +1,7 @@
 """The flagship's loop: a shared block applied again to the tokens that take another pass.
 
 Legend: B batch, T positions, C places of a gathered block, S positions attended to, D width, H heads, P plan, Q packet
-summary, E experts, R passes, N sampled positions, V vocabulary; a trailing 1 is an axis of size one.
+summary, E experts, R passes, G regions with a gain, V vocabulary; a trailing 1 is an axis of size one.
 """
 
 from __future__ import annotations

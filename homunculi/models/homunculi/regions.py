@@ -1,7 +1,7 @@
 """The four regions and the packet that influences them.
 
 Legend: B batch, T positions, C places of a gathered block, S positions attended to, D width, H heads, P plan, Q packet
-summary, E experts, R passes, N sampled positions, V vocabulary; a trailing 1 is an axis of size one.
+summary, E experts, R passes, K head width; a trailing 1 is an axis of size one.
 """
 
 from __future__ import annotations

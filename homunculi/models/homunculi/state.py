@@ -1,7 +1,7 @@
 """What a pass and a call hold while the model thinks.
 
 Legend: B batch, T positions, C places of a gathered block, S positions attended to, D width, H heads, P plan, Q packet
-summary, E experts, R passes, N sampled positions, V vocabulary; a trailing 1 is an axis of size one.
+summary, E experts, R passes, N paths, K head width; a trailing 1 is an axis of size one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A block under modulation.
 
-Legend: B batch, T positions, N = B · T, S positions seen, D width, R directions, H heads, K numbers of an effect; a
-trailing 1 is an axis of size one.
+Legend: B batch, T positions, N = B · T, S positions seen, D width, R directions, H heads, K numbers of an effect, L
+blocks; a trailing 1 is an axis of size one.
 """
 
 from __future__ import annotations

@@ -174,6 +174,7 @@ class NCN(LanguageModel):
         if given.dim() not in (1, 2) or given.shape[-1] != n:
             raise InputError(f"controls: expected model.n_controls={n} numbers, or as many a row, got {values}")
         if self.controller is not None and n:
+            self.n_changes += 1
             self.controller.controls_of_rows = given.to(self.controller.controls) if given.dim() == 2 else None
             if given.dim() == 1:
                 self.controller.controls.copy_(given)
