@@ -1,6 +1,7 @@
 """What the flagship learns beside its next token: forecasts, losses, what is counted, and what follows an update.
 
-Legend: B batch, T positions, C places of a gathered block, D width, G regions with a gain, N sampled positions, V vocabulary, E experts.
+Legend: B batch, T positions, C places of a gathered block, D width, G regions with a gain, N sampled positions, V
+vocabulary, E experts.
 """
 
 from __future__ import annotations
