@@ -161,3 +161,42 @@ def record_every_cache(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[Fake
 
     monkeypatch.setattr(model, "new_cache", recording_cache)
     return made
+
+
+def test_a_text_that_is_left_early_leaves_no_recordings(monkeypatch) -> None:
+    torch.manual_seed(0)
+    model = build("mor", **SHAPE, n_slots=4, n_passes=2, capacities=(1.0, 0.5))
+    recorders = record_every_cache(model, monkeypatch)
+    caches: list[Any] = []
+    recording_cache = model.new_cache
+    monkeypatch.setattr(model, "new_cache", lambda *sizes: caches.append(recording_cache(*sizes)) or caches[-1])
+    text = generate(model, [[1, 2, 3]] * 8, 15, Sampling(temperature=0))
+    for _ in range(8):
+        next(text)
+    assert recorders[0].n_replayed and caches[0].pieces._found
+    text.close()
+    assert not caches[0].pieces._found
+
+
+def test_controls_that_are_set_between_recorded_steps_are_heard(monkeypatch) -> None:
+    torch.manual_seed(0)
+    model = build("ncn", **SHAPE, n_blocks=2, n_controls=2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+
+    def drawn() -> list[int]:
+        model.set_controls([0.0, 0.0])
+        found = []
+        for i, token in enumerate(generate(model, [[1, 2, 3]], 18, Sampling(temperature=0))):
+            found.append(int(token))
+            if i == 5:
+                model.set_controls([3.0, -3.0])
+            if i == 10:
+                model.set_controls([[-3.0, 3.0]])
+        return found
+
+    plain = drawn()
+    recorders = record_every_cache(model, monkeypatch)
+    assert drawn() == plain
+    assert recorders[0].n_recorded == 3 * 2  # trunk and read-out, anew after each change
