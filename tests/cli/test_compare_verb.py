@@ -103,9 +103,12 @@ def test_a_side_that_is_not_causal_gives_its_own_exit_code(
 def test_a_failed_run_is_reported_and_tried_again(cli: Cli, recipe: str, inside: Inside, tmp_path: Path) -> None:
     folder = tmp_path / "c"
 
+    spoiled: list[Path] = []
+
     def fill(run: Path) -> None:
-        if run.name == "tiny-2-s0" and not run.exists():
-            run.mkdir(parents=True)
+        if run.name == "tiny-2-s0" and run not in spoiled:
+            spoiled.append(run)
+            run.mkdir(parents=True, exist_ok=True)
             (run / "metrics.jsonl").write_text("{}\n")
 
     inside.before = fill

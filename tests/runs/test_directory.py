@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from homunculi.errors import InputError
-from homunculi.files import write_atomic
+from homunculi.files import alone_in, write_atomic
 from homunculi.runs import directory
 from homunculi.runs.directory import RunDirectory, claim, new_run_path, open_run, reopen, state_of
 
@@ -118,7 +118,7 @@ def test_of_two_processes_that_claim_at_once_one_wins(tmp_path: Path) -> None:
 
 def test_a_claim_waits_for_the_claim_of_another(tmp_path: Path) -> None:
     (tmp_path / "r").mkdir()
-    with directory._alone_in(tmp_path / "r"):
+    with alone_in(tmp_path / "r"):
         thread = threading.Thread(target=claim, args=(tmp_path / "r",))
         thread.start()
         thread.join(0.3)
