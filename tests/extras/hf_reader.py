@@ -29,6 +29,7 @@ def answers(folder: Path) -> dict[str, Any]:
     asked = load_file(folder.parent / "asked.safetensors")
     ids, prompts, mask = asked["ids"], asked["prompts"], asked["mask"]
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    realign(model)
     n_new = int(asked["n_new"])
     found = {
         "logits": model(ids).logits,
@@ -45,9 +46,17 @@ def answers(folder: Path) -> dict[str, Any]:
         found |= {f"hidden_{i}": x_BTD for i, x_BTD in enumerate(hidden)}
     model.save_pretrained(folder.parent / "again")
     again = AutoModelForCausalLM.from_pretrained(folder.parent / "again", trust_remote_code=True)
+    realign(again)
     found["again"] = again(ids).logits
     assert not [name for name in sys.modules if name.partition(".")[0] in FORBIDDEN]
     return {name: torch.clone(tensor.detach()).contiguous() for name, tensor in found.items()}
+
+
+def realign(model: Any) -> None:
+    """Weights where torch would put them: a product's last bit may depend on how its operands lie in memory, and in a
+    mapped file they lie anywhere."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
 
 
 def main(folders: list[Path]) -> None:
