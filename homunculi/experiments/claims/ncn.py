@@ -19,8 +19,10 @@ MINUTES = {"small": 4.0, "medium": 1.7}
 SCAN = "the brain scan: signals of a trained run by block and token"
 
 SIGNALS = ("gain", "precision", "gate")
+# A controller whose hidden layer is always the same hears nothing: its signals are learned constants of each block.
 CONTROLS = {
     "frozen": ",".join(f"control.{name}=neutral:1.0" for name in SIGNALS),
+    "deaf": "control.hidden=neutral:1.0",
     "shuffled": ",".join(f"control.{name}=shuffled" for name in SIGNALS),
 }
 
@@ -53,7 +55,8 @@ def perplexity() -> Claim:
         claim="with a small controller of gain, precision and gates a model predicts stories better than a plain one",
         figure="18 M parameters, one epoch of TinyStories: loss 1.5082, perplexity 4.5 against 5.5 or worse",
         check="the causal controller against a plain transformer of equal parameters on the same batches",
-        control="its signals held at neutral, or another token's; the published form, reading ahead and not",
+        control="its signals held at neutral, constants of each block, or another token's; the published form, reading "
+        "ahead and not",
         rule=_with_leak(beats("ncn", over="gpt", controls=tuple(CONTROLS), claimed={"full": CLAIMED_GAIN})),
         sizes=sizes | {"full": plan("medium", *PUBLISHED_COMMON)},
         minutes=MINUTES | {"full": 7.0},
