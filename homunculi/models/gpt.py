@@ -22,6 +22,7 @@ from ..parts.block import Block, positions_and_mask
 from ..parts.linear import Linear
 from ..parts.norm import RMSNorm
 from ..parts.rope import RotaryEmbedding
+from ..parts.weights import init_maps, read_out
 from .registry import Part, architecture
 
 
@@ -115,19 +116,7 @@ class GPT(LanguageModel):
         self.norm = RMSNorm(config.d_model)
         self.untied = None if config.tied else Linear(config.d_model, config.vocab_size)
         self.rope = RotaryEmbedding(config.width_of_heads, config.max_seq_len, config.rope_base)
-        self.init_weights()
-
-    def init_weights(self) -> None:
-        """Normal weights: token table and untied read-out 0.02; maps 1/√inputs; maps that write to the residual
-        stream smaller by √(2 · steps), so that its variance does not grow with depth."""
-        nn.init.normal_(self.embed.weight, std=0.02)
-        for name, module in self.named_modules():
-            if isinstance(module, Linear):
-                writes = name.endswith(("attn.o", "mlp.out"))
-                depth = 2 * len(self.schedule) if writes else 1
-                nn.init.normal_(module.weight, std=(module.in_features * depth) ** -0.5)
-        if self.untied is not None:
-            nn.init.normal_(self.untied.weight, std=0.02)
+        init_maps(self)
 
     def trunk(
         self,
@@ -146,10 +135,7 @@ class GPT(LanguageModel):
         return Hidden(x_BTD)
 
     def readout(self, x_BTD: Tensor, taps: TapPoint = NO_TAPS) -> Tensor:
-        weight_VD = self.embed.weight if self.untied is None else self.untied.weight
-        x_BTD = taps("readout.norm", self.norm(x_BTD))
-        cast_VD = self.once("readout", x_BTD.dtype, lambda: weight_VD.to(x_BTD.dtype))
-        return taps("readout.logits", nn.functional.linear(x_BTD, cast_VD))
+        return read_out(self, x_BTD, taps)
 
     def new_cache(self, batch_size: int, capacity: int) -> Cache:
         device, dtype = self.embed.weight.device, self.compute_dtype or self.embed.weight.dtype

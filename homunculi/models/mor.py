@@ -19,7 +19,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.budget import Budget, count_parameters
@@ -49,6 +48,7 @@ from ..parts.routers import (
     check_capacities,
 )
 from ..parts.routing import Quota
+from ..parts.weights import init_maps, read_out
 from ..settings import check_range
 from .registry import Part, architecture
 
@@ -247,15 +247,7 @@ class MoR(LanguageModel):
         self.norm = RMSNorm(config.d_model)
         self.untied = None if config.tied else Linear(config.d_model, config.vocab_size)
         self.rope = RotaryEmbedding(config.width_of_heads, config.max_seq_len, config.rope_base)
-        self.init_weights()
-
-    def init_weights(self) -> None:
-        """As gpt's; maps that write to the stream are smaller by the root of the unrolled depth."""
-        nn.init.normal_(self.embed.weight, std=0.02)
-        for name, module in self.named_modules():
-            if isinstance(module, Linear):
-                depth = 2 * len(self.schedule) if name.endswith(("attn.o", "mlp.out")) else 1
-                nn.init.normal_(module.weight, std=0.02 if name == "untied" else (module.in_features * depth) ** -0.5)
+        init_maps(self)
         self.router.init_weights()
 
     def trunk(
@@ -348,10 +340,7 @@ class MoR(LanguageModel):
         return Call.whole(self.rope, dtype, span, kept, documents_BT)
 
     def readout(self, x_BTD: Tensor, taps: TapPoint = NO_TAPS) -> Tensor:
-        weight_VD = self.embed.weight if self.untied is None else self.untied.weight
-        x_BTD = taps("readout.norm", self.norm(x_BTD))
-        cast_VD = self.once("readout", x_BTD.dtype, lambda: weight_VD.to(x_BTD.dtype))
-        return taps("readout.logits", F.linear(x_BTD, cast_VD))
+        return read_out(self, x_BTD, taps)
 
     def before_update(self, step: int, steps: int) -> None:
         self.router.before_update(step, steps)

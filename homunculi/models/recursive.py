@@ -36,6 +36,7 @@ from ..parts.block import Block, positions_and_mask
 from ..parts.linear import Linear
 from ..parts.norm import RMSNorm
 from ..parts.rope import RotaryEmbedding
+from ..parts.weights import init_maps, read_out
 from ..settings import check_range
 from .registry import Part, architecture
 
@@ -250,15 +251,7 @@ class Recursive(LanguageModel):
             self.register_buffer("passes_now", torch.tensor(config.n_passes))
             self.register_buffer("best_loss", torch.tensor(math.inf))
             self.register_load_state_dict_post_hook(lambda model, _: model._read_depth())
-        self.init_weights()
-
-    def init_weights(self) -> None:
-        """As gpt's; maps that write to the stream are smaller by the root of the unrolled depth."""
-        nn.init.normal_(self.embed.weight, std=0.02)
-        for name, module in self.named_modules():
-            if isinstance(module, Linear):
-                depth = 2 * len(self.schedule) if name.endswith(("attn.o", "mlp.out")) else 1
-                nn.init.normal_(module.weight, std=0.02 if name == "untied" else (module.in_features * depth) ** -0.5)
+        init_maps(self)
 
     def trunk(
         self, ids_BT: Tensor, taps: TapPoint = NO_TAPS, cache: Cache | None = None, documents_BT: Tensor | None = None
@@ -322,10 +315,7 @@ class Recursive(LanguageModel):
         return x_BTD + e_BTD if self.config.injection == "add" else x_BTD
 
     def readout(self, x_BTD: Tensor, taps: TapPoint = NO_TAPS) -> Tensor:
-        weight_VD = self.embed.weight if self.untied is None else self.untied.weight
-        x_BTD = taps("readout.norm", self.norm(x_BTD))
-        cast_VD = self.once("readout", x_BTD.dtype, lambda: weight_VD.to(x_BTD.dtype))
-        return taps("readout.logits", nn.functional.linear(x_BTD, cast_VD))
+        return read_out(self, x_BTD, taps)
 
     def with_passes(self, n_passes: int) -> Recursive:
         """The same weights under a loop of another depth, for evaluation. Passes beyond the trained ones get the last

@@ -120,8 +120,8 @@ class Moody(GPT):
 
     made = itertools.count()
 
-    def init_weights(self) -> None:
-        super().init_weights()
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
         with torch.no_grad():
             self.norm.weight.mul_(1 + next(Moody.made) / 8)
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.budget import Budget
@@ -30,6 +29,7 @@ from ...parts.mlp import feed_forward
 from ...parts.norm import RMSNorm
 from ...parts.rope import RotaryEmbedding
 from ...parts.routers import Choice, Router, Span, TokenChoiceRouter
+from ...parts.weights import init_maps, read_out
 from ..registry import architecture
 from .config import EFFECTS, GAINED, PARTS, ROUTERS, VARIANTS, Config
 from .costs import budget_of, count_filled
@@ -89,17 +89,10 @@ class Homunculi(LanguageModel):
     def init_weights(self) -> None:
         """As the plain transformer's, with maps to the residual stream smaller by √(2 · steps). Plans, gates and the
         packet begin at zero, so that a new model is its twin without them."""
-        nn.init.normal_(self.embed.weight, std=0.02)
-        depth = 2 * len(self.schedule)
-        for name, module in self.named_modules():
-            if isinstance(module, Linear):
-                writes = name.endswith((".o", "mlp.out", "plain.out", "filler.out"))
-                nn.init.normal_(module.weight, std=(module.in_features * (depth if writes else 1)) ** -0.5)
-            elif isinstance(module, Experts):
-                for out_MD in module.maps["out"].parameters():
-                    nn.init.normal_(out_MD, std=(self.config.expert_width * depth) ** -0.5)
-        if self.untied is not None:
-            nn.init.normal_(self.untied.weight, std=0.02)
+        init_maps(self, writes=(".o", "mlp.out", "plain.out", "filler.out"))
+        for experts in [module for module in self.modules() if isinstance(module, Experts)]:
+            for out_MD in experts.maps["out"].parameters():
+                nn.init.normal_(out_MD, std=(self.config.expert_width * 2 * len(self.schedule)) ** -0.5)
         deciding: Any = [self.router, *self.paths.values()]
         for router in deciding:
             router.init_weights()
@@ -339,10 +332,7 @@ class Homunculi(LanguageModel):
         return y_BCD, felt, forecast
 
     def readout(self, x_BTD: Tensor, taps: TapPoint = NO_TAPS) -> Tensor:
-        weight_VD = self.embed.weight if self.untied is None else self.untied.weight
-        x_BTD = taps("readout.norm", self.norm(x_BTD))
-        cast_VD = self.once("readout", x_BTD.dtype, lambda: weight_VD.to(x_BTD.dtype))
-        return taps("readout.logits", F.linear(x_BTD, cast_VD))
+        return read_out(self, x_BTD, taps)
 
     def before_update(self, step: int, steps: int) -> None:
         self.router.before_update(step, steps)

@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.budget import Budget, count_parameters
@@ -24,6 +23,7 @@ from ...parts.block import positions_and_mask
 from ...parts.linear import Linear
 from ...parts.norm import RMSNorm
 from ...parts.rope import RotaryEmbedding
+from ...parts.weights import init_maps, read_out
 from ..registry import architecture
 from .blocks import Film, ModulatedBlock
 from .config import BARE, PARTS, VARIANTS, Config
@@ -53,7 +53,7 @@ class NCN(LanguageModel):
         self.norm = RMSNorm(config.d_model)
         self.untied = None if config.tied else Linear(config.d_model, config.vocab_size)
         self.rope = RotaryEmbedding(config.width_of_heads, config.max_seq_len, config.rope_base)
-        self.init_weights()
+        init_maps(self)
         # Drawn last, so that the rest gets the random numbers that it gets without a controller.
         self.controller = Controller(config) if config.signals else None
         if "film" in config.signals:
@@ -61,18 +61,6 @@ class NCN(LanguageModel):
                 block.film = Film(config.film_rank, config.d_model)
         if config.plasticity == "gain":
             self.register_buffer("mean_gain_L", torch.ones(config.n_blocks))
-
-    def init_weights(self) -> None:
-        """Normal weights: token table and untied read-out 0.02; maps 1/√inputs; maps that write to the residual
-        stream smaller by √(2 · steps), so that its variance does not grow with depth."""
-        nn.init.normal_(self.embed.weight, std=0.02)
-        for name, module in self.named_modules():
-            if isinstance(module, Linear):
-                writes = name.endswith(("attn.o", "mlp.out"))
-                depth = 2 * len(self.schedule) if writes else 1
-                nn.init.normal_(module.weight, std=(module.in_features * depth) ** -0.5)
-        if self.untied is not None:
-            nn.init.normal_(self.untied.weight, std=0.02)
 
     def trunk(
         self, ids_BT: Tensor, taps: TapPoint = NO_TAPS, cache: Cache | None = None, documents_BT: Tensor | None = None
@@ -113,10 +101,7 @@ class NCN(LanguageModel):
         return {"homeostasis": self.config.homeostasis * torch.stack(apart).sum()}
 
     def readout(self, x_BTD: Tensor, taps: TapPoint = NO_TAPS) -> Tensor:
-        weight_VD = self.embed.weight if self.untied is None else self.untied.weight
-        x_BTD = taps("readout.norm", self.norm(x_BTD))
-        cast_VD = self.once("readout", x_BTD.dtype, lambda: weight_VD.to(x_BTD.dtype))
-        return taps("readout.logits", F.linear(x_BTD, cast_VD))
+        return read_out(self, x_BTD, taps)
 
     def new_cache(self, batch_size: int, capacity: int) -> Cache:
         """Keys and values of each step; in the last slot what the controller remembers."""
