@@ -1,6 +1,8 @@
 """Learning rates, found for every side with the same budget: one grid of factors around each recipe's own rate.
 
-Where the best rate of some side lies at the edge of the grid, the grid grows by one factor there, for every side.
+Where the best rate of some side lies at the edge of the grid, the grid grows by one factor there, for every side. A
+trial is one short run of one seed, so a rate has to be better than the recipe's by more than seeds differ: else which
+side changes its rate is chance, and what it costs in the longer runs is taken for what the sides differ in.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from homunculi.errors import InputError
 SEED = 1_000_003  # of the trials; seeds of the runs are far below
 STEPS_FRAC = 0.25
 EXTENSIONS = 2
+TIE = 0.0025  # of the loss; equal runs of two seeds end about that far apart (docs/LOG.md)
 FACTORS = (0.5, 1.0, 2.0)
 
 Trials = Mapping[str, Mapping[float, float | None]]
@@ -39,10 +42,14 @@ def rate(lr: float, factor: float) -> float:
 def best_factor(losses: Mapping[float, float | None]) -> float | None:
     """The factor of least loss; None stands for a trial that did not end. None if none did.
 
-    Of equal losses the one of the factor that is nearest to 1 counts.
+    Of losses within `TIE` of the least, that of the factor nearest to 1 counts, of two as near the lower factor's.
     """
     ended = {factor: loss for factor, loss in losses.items() if loss is not None}
-    return min(ended, key=lambda factor: (ended[factor], abs(math.log(factor))), default=None)
+    if not ended:
+        return None
+    least = min(ended.values())
+    level = [factor for factor in sorted(ended) if ended[factor] <= least + TIE * abs(least)]
+    return min(level, key=lambda factor: abs(math.log(factor)))
 
 
 def extended(grid: Sequence[float], trials: Trials) -> list[float]:

@@ -188,6 +188,8 @@ def _figures(part: Part, judged: Sequence[Judged]) -> Json:
     for one in judged[1:]:
         found[f"{one.better} - {one.worse}"] = [one.interval.difference, one.interval.low, one.interval.high]
     found["p"] = max(one.adjusted_p for one in judged)
+    rates = {f"learning rate of {name}": part.sides[name]["lr"] for name in names}
+    found |= rates if len(set(rates.values())) > 1 else {}  # a difference may be that of the rates
     diverged = {f"diverged runs of {name}": part.diverged(name) for name in names}
     return found | {name: count for name, count in diverged.items() if count}
 
