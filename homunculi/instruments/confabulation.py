@@ -24,7 +24,7 @@ from torch import Tensor
 from homunculi.instruments.observation import Observation
 from homunculi.instruments.observing import observe
 from homunculi.instruments.registry import instrument
-from homunculi.instruments.tokenwise import DRAWS, Numbers, numbers
+from homunculi.instruments.tokenwise import DRAWS, Numbers, numbers, widened
 from homunculi.runs.measures import Measurement
 from homunculi.text.worlds import StoryConfig, simulate, story
 from homunculi.text.worlds.grammar import ASK_BELIEF, reply_with
@@ -208,5 +208,5 @@ def _bounds(gap: Numbers) -> tuple[float, float, float]:
     draw = np.random.default_rng(0)
     means = gap[draw.integers(len(gap), size=(DRAWS, len(gap)))].mean(1)
     turned = (gap * draw.choice([-1.0, 1.0], size=(DRAWS, len(gap)))).mean(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high), float(turned.std())
+    low, high = map(float, np.quantile(means, [0.025, 0.975]))
+    return *widened(float(gap.mean()), (low, high), len(gap)), float(turned.std())

@@ -45,12 +45,12 @@ def measure(seen: Observation) -> Measurement | None:
     balance = _balance(load)
     values: dict[str, Any] = {
         "load": load,
-        "balance": balance,
+        "use": np.stack([balance, load.max(1)]),
         "mean balance": np.array(balance.mean()),
         "busiest share": np.array(load.max()),
     }
-    axes: dict[str, tuple[str, ...]] = {"load": ("step", "expert"), "balance": ("step",)}
-    labels = {"step": tuple(site.label for site, _, _ in chosen), "kind": CLASSES}
+    axes: dict[str, tuple[str, ...]] = {"load": ("step", "expert"), "use": ("measure", "step")}
+    labels = {"step": tuple(site.label for site, _, _ in chosen), "kind": CLASSES, "measure": ("balance", "busiest")}
     kinds = {"class": token_classes(seen.pieces), "frequency": frequency_bands(seen.ids_BT)}
     ids_BT = seen.ids_BT.cpu().numpy()
     for name, kind_V in kinds.items():

@@ -81,18 +81,18 @@ def _read(seen: Observation, site: Site, forget_BTH: Tensor) -> dict[str, Number
     mean_H = numbers(rate_BTH.mean((0, 1)))
     with np.errstate(divide="ignore"):
         found: dict[str, Numbers] = {"half-life": math.log(2) / mean_H}
-    write_BTH, q, k, v = tensors["write"], tensors["q"], tensors["k"], tensors["v"]
+    write_BTH, q_BTHK, k_BTHK, v_BTHK = (tensors[name] for name in ("write", "q", "k", "v"))
     if write_BTH is None:
         return found
     found["write"] = numbers(write_BTH)[there_BT].mean(0)
     since_BTH = rate_BTH.double().cumsum(1).neg()
     left_BTH = (since_BTH[:, -1:] - since_BTH).exp().float() * write_BTH
     found["occupancy"] = numbers(left_BTH.sum(1).mean(0))
-    if k is not None and v is not None:
-        state_BHKK = torch.einsum("bth,bthk,bthl->bhkl", left_BTH, k, v)
+    if k_BTHK is not None and v_BTHK is not None:
+        state_BHKK = torch.einsum("bth,bthk,bthl->bhkl", left_BTH, k_BTHK, v_BTHK)
         found["norm"] = numbers(state_BHKK.flatten(2).norm(dim=-1).mean(0))
-    if q is not None and k is not None and q.shape == k.shape:
-        found |= distances(since_BTH, write_BTH, q, k, v)
+    if q_BTHK is not None and k_BTHK is not None and q_BTHK.shape == k_BTHK.shape:
+        found |= distances(since_BTH, write_BTH, q_BTHK, k_BTHK, v_BTHK)
     return found
 
 

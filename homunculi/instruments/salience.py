@@ -35,7 +35,6 @@ def measure(seen: Observation) -> Measurement | None:
     axes: dict[str, tuple[str, ...]] = {}
     labels: dict[str, tuple[str, ...]] = {}
     for name, levels in found.items():
-        levels = {step: level for step, level in levels.items() if np.isfinite(level[:, :-1]).any()}
         if not levels:
             continue
         curves, spread = _curves(levels, surprisal_BT)
@@ -60,18 +59,18 @@ _NOTES = (
 
 
 def _levels(seen: Observation, name: str) -> dict[int, Numbers]:
-    """Step → what a signal says of each token, (B, T); NaN where a token does not take part."""
+    """Step → what a signal says of each token, (B, T); NaN where a token does not take part. Steps that nobody takes
+    are absent."""
     found = {}
     for site, tensor in seen.sites(f"*{name}").items():
         one_BT1 = tensor if tensor.dim() > 2 else tensor[..., None]
-        level_BT = numbers(one_BT1[..., 0])
-        level_BT[~takes_part(seen, site, one_BT1)] = np.nan
+        level_BT = np.where(takes_part(seen, site, one_BT1), numbers(one_BT1[..., 0]), np.nan)
         found[site.step] = level_BT
     outside = [t for tap, t in seen.matching(f"*{name}").items() if not tap.startswith("steps.")]
     if outside:
         first = outside[0]
         found[BEFORE] = numbers(first[..., 0] if first.dim() > 2 else first)
-    return dict(sorted(found.items()))
+    return {step: level for step, level in sorted(found.items()) if np.isfinite(level[:, :-1]).any()}
 
 
 def _telling(levels: dict[int, Numbers]) -> Numbers:

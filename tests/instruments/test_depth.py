@@ -9,7 +9,7 @@ from torch import Tensor
 
 from homunculi.instruments.depth import depths, measure
 from homunculi.instruments.observation import Observation
-from homunculi.instruments.observing import look, suitable
+from homunculi.instruments.observing import look, observe, suitable
 from homunculi.models import build
 
 SHAPE = {"vocab_size": 40, "d_model": 32, "n_heads": 2, "max_seq_len": 64}
@@ -44,6 +44,15 @@ def test_a_router_set_by_hand_is_found_exactly() -> None:
     assert float(measured.values["rho"]) == pytest.approx(1.0)
     deciles = measured.values["depth by surprisal"]
     assert (np.diff(deciles) >= 0).all() and (deciles[0], deciles[-1]) == (1.0, 3.0)
+
+
+@pytest.mark.parametrize("name", ["mor", "homunculi"])
+@pytest.mark.parametrize("router", ["threshold", "token_choice", "expert_choice"])
+def test_mean_depth_is_what_the_model_itself_counts(name: str, router: str) -> None:
+    torch.manual_seed(4)
+    model, ids_BT = build(name, **SHAPE, n_passes=3, router=router), torch.randint(0, 40, (3, 64))
+    seen = observe(model, ids_BT, ["steps.*.router.taking"])
+    assert measure(seen).values["mean depth"] == pytest.approx(seen.statistics["mean_depth"].item(), rel=1e-6)
 
 
 def test_depth_of_other_tokens_says_nothing_about_surprisal() -> None:

@@ -77,6 +77,15 @@ def test_biases_of_a_real_memory_are_read_off_it_and_skipped_tokens_let_no_time_
     assert values["memory"].labels["step"] == ("1", "2 (pass 2)")
 
 
+@pytest.mark.parametrize("config", [{}, {"n_shared": 2}, {"paths": ("memory",), "path_share": 0.5}])
+def test_the_norm_is_that_of_what_the_memory_holds(config: dict[str, object]) -> None:
+    model, held = thinking(n_passes=2, **config), []
+    for temporal in model.temporal:
+        temporal.memory.register_forward_hook(lambda module, args, out: held.append(out[1].flatten(2).norm(dim=-1)))
+    values = look(model, torch.randint(0, 40, (3, T)), ["memory"])["memory"].values
+    assert values["norm"] == pytest.approx(torch.stack(held[-len(values["norm"]) :]).mean(1).numpy(), rel=1e-3)
+
+
 def test_write_strength_is_that_of_the_tokens_that_take_part() -> None:
     model = thinking(regions=("temporal",), capacities=(1.0, 0.5), n_passes=2)
     with torch.no_grad():

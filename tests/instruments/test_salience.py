@@ -73,6 +73,18 @@ def test_a_forecast_of_something_else_has_no_error_in_nats() -> None:
     assert "forecast rho" in values and "forecast error" not in values
 
 
+def test_intervals_over_few_rows_hold_the_truth_as_often_as_they_say() -> None:
+    draw = np.random.default_rng(0)
+    held = 0
+    for seed in range(60):  # what a row is like moves both numbers, so that rows differ and 256 tokens are few things
+        row_B1 = 0.5 * draw.normal(size=(4, 1))
+        a_BT = draw.normal(size=(4, 64)) + row_B1
+        found = correlate(a_BT, draw.normal(size=(4, 64)) + 0.5 * draw.normal(size=(4, 1)), seed)
+        held += found.low <= 0 <= found.high
+    assert held >= 45
+    assert correlate(a_BT, -a_BT).low == -1
+
+
 def test_equal_numbers_share_their_rank_and_missing_ones_are_left_out() -> None:
     assert rank(np.array([3.0, 1.0, 3.0, 2.0])).tolist() == [2.5, 0.0, 2.5, 1.0]
     a_BT = np.array([[1.0, 2.0, np.nan], [3.0, 4.0, 9.0]])
