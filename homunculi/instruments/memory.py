@@ -45,7 +45,7 @@ def measure(seen: Observation) -> Measurement | None:
         return None
     values: dict[str, Any] = {}
     axes: dict[str, tuple[str, ...]] = {}
-    for name in ("half-life", "write", "occupancy", "norm", "distance"):
+    for name in ("half-life", "half-life at most tokens", "resets", "write", "occupancy", "norm", "distance"):
         rows = [one.get(name) for one in found.values()]
         there = [row for row in rows if row is not None]
         if not there or len({row.shape for row in there}) > 1:
@@ -59,12 +59,15 @@ def measure(seen: Observation) -> Measurement | None:
         values["share by distance"] = np.stack(reaches)
         axes["share by distance"] = ("step", "distance back")
         labels["distance back"] = distance_labels(seen.ids_BT.shape[1])
-    units = {name: "tokens" for name in values if name.endswith(("half-life", "distance"))}
-    return Measurement(values, axes, labels, {k: v for k, v in units.items() if "share" not in k}, _NOTES)
+    units = {name: "tokens" for name in values if "half-life" in name or name in ("distance", "median distance")}
+    return Measurement(values, axes, labels, units, _NOTES)
 
 
 _NOTES = (
-    "half-life in tokens of the text; infinite where nothing is forgotten; occupancy: sum of the write strengths that "
+    "half-life in tokens of the text; infinite where nothing is forgotten. A few tokens that wipe the memory make it "
+    "short: resets is the share of tokens that halve it alone, and half-life at most tokens what the median token that "
+    "takes part would give",
+    "occupancy: sum of the write strengths that "
     "are left at the last token; norm: Frobenius norm of what was written and is left there, of keys of length 1",
     "distance: mean over reads in the second half of the text, weighted by decay · write · |q·k| · ‖v‖; 0 is the token "
     "itself",
@@ -81,6 +84,9 @@ def _read(seen: Observation, site: Site, forget_BTH: Tensor) -> dict[str, Number
     mean_H = numbers(rate_BTH.mean((0, 1)))
     with np.errstate(divide="ignore"):
         found: dict[str, Numbers] = {"half-life": math.log(2) / mean_H}
+        rate_NH = numbers(rate_BTH)[there_BT]
+        found["half-life at most tokens"] = math.log(2) / np.median(rate_NH, 0)
+    found["resets"] = (rate_NH > math.log(2)).mean(0)
     write_BTH, q_BTHK, k_BTHK, v_BTHK = (tensors[name] for name in ("write", "q", "k", "v"))
     if write_BTH is None:
         return found

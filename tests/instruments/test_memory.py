@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -102,6 +103,16 @@ def test_an_untrained_memory_keeps_as_long_as_it_was_made_to_and_two_tokens_are_
     assert values["norm"].min() > 0
     short = look(thinking(), torch.randint(0, 40, (1, 2)), ["memory"])["memory"].values
     assert np.isfinite(short["distance"][0]).all() and short["distance"][0].max() <= 1
+
+
+def test_a_memory_that_keeps_all_but_for_resets_is_told_from_one_that_fades() -> None:
+    observed = seen(torch.ones(2, T, 2, 8), torch.ones(2, T, 2, 8))
+    forget_BTH = torch.full((2, T, 2), 0.01)
+    forget_BTH[:, ::16, 0] = 3.0
+    measured = measure(replace(observed, taps={**observed.taps, "steps.1.memory.forget": forget_BTH})).values
+    assert measured["resets"][0] == pytest.approx([1 / 16, 0])
+    assert measured["half-life at most tokens"][0] == pytest.approx([math.log(2) / 0.01] * 2, rel=1e-5)
+    assert measured["half-life"][0, 0] == pytest.approx(math.log(2) / (3 / 16 + 0.01 * 15 / 16), rel=1e-5)
 
 
 def test_nothing_forgotten_is_for_ever() -> None:
