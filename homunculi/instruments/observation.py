@@ -6,7 +6,7 @@ Legend: B rows, T positions, V vocabulary.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -53,6 +53,7 @@ class Observation:
         byte_lengths: id → bytes of its text, for bits per byte.
         first: names of parameters → their values before the first update; empty where nobody knows.
         options: what the user set for instruments (`instruments.` of a run), by name.
+        encode: a text → its ids, by the tokenizer that the model was trained with; None where nobody knows it.
     """
 
     model: LanguageModel
@@ -65,6 +66,7 @@ class Observation:
     byte_lengths: tuple[int, ...] = ()
     first: Mapping[str, Tensor] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    encode: Callable[[str], list[int]] | None = None
 
     @cached_property
     def surprisals(self) -> Tensor:
