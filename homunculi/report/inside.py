@@ -36,7 +36,11 @@ def _instrument(of: Snapshot, name: str) -> Html:
     when = f"At step {stored.step:,}" + (f", the last of {len(steps):,} measurements" if len(steps) > 1 else "")
     notes = "; ".join(found.notes)
     key = f"i-{slug(f'{of.label} {name}')}"
-    drawn = [view_of(stored, value, f"{key}-v-{slug(value)}") for value in found.values if found.axes.get(value)]
+    drawn = [
+        view_of(stored, value, f"{key}-v-{slug(value)}")
+        for value, axes in found.axes.items()
+        if axes and value in found.values
+    ]
     return element(
         "div",
         element("h3", element("bdi", stored.title)),

@@ -140,6 +140,7 @@ def stop(session: Session, progress: Progress) -> NoReturn:
     """Save and leave, because a signal asked for it."""
     if session.world.writes:
         folder = session.run.path / "checkpoints"
+        session.watch.look(progress.step)
         session.watch.finish()
         _save(session, folder, progress)
         session.heartbeat.set(step=progress.step, tokens=progress.last["tokens"])

@@ -148,6 +148,7 @@ class Watch:
         self.options = to_json(settings)
         self.n_measurements = 0
         self.seconds = {_TRAINING: 0.0, _WORKER: 0.0}
+        self.processor_s = 0.0
         self._stream = torch.cuda.Stream(updater.device) if updater.device.type == "cuda" else None
         self._worker = ThreadPoolExecutor(1, "instruments", _compute_on_one_thread)
         self._under_way: Future[None] | None = None
@@ -194,6 +195,7 @@ class Watch:
         self.finish()
         took = {key.removeprefix("perf/"): value for key, value in self.costs.items()}
         names = [one.name for one in self.instruments]
+        took["processor_s"] = round(self.processor_s, 4)  # of the worker since this process began
         self.run.log_event("instruments", step=step, names=names, measurements=self.n_measurements, **took)
 
     def __enter__(self) -> Self:
@@ -257,10 +259,12 @@ class Watch:
     # The worker.
 
     def _work(self, moment: _Moment) -> None:
+        processor = time.thread_time()
         with self._counted(_WORKER), self._beside(moment), torch.no_grad():
             self._measure_forward(moment)
             if moment.trace is not None:
                 self._measure_update(moment, moment.trace)
+        self.processor_s += time.thread_time() - processor
 
     @contextmanager
     def _beside(self, moment: _Moment) -> Iterator[None]:
@@ -354,11 +358,14 @@ def begin_watch(
         return Unwatched(["instruments  off"])
     if not updater.world.writes:
         return Unwatched([])
+    started = time.perf_counter()
     with _random_numbers_kept(updater.device):
         found = suitable(updater.model, config.instruments.names)
         if not found:
             return Unwatched(["instruments  none that suit this model"])
-        return Watch(config, run, updater, text, found, on_message)
+        watch = Watch(config, run, updater, text, found, on_message)
+    watch.seconds[_TRAINING] += time.perf_counter() - started
+    return watch
 
 
 @contextmanager
