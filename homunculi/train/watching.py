@@ -172,7 +172,7 @@ class Watch:
                 return
             self._last = step
             self._under_way = self._worker.submit(self._work, moment)
-            if not self.updater.settled:
+            if not self.updater.settled or self.updater.device.type == "mps":  # which takes one thread at a time
                 self._wait()
 
     def finish(self) -> None:
