@@ -23,7 +23,7 @@ ALLOWED = {
     "runs": set(),
     "evals": {"core", "text", "runs"},
     "instruments": {"core", "text", "runs"},
-    "train": {"core", "text", "runs", "evals", "models"},
+    "train": {"core", "text", "runs", "evals", "instruments", "models"},
     "experiments": {"core", "parts", "models", "foreign", "text", "runs", "train", "evals", "instruments", "report"},
     "interop": {"core", "parts", "models", "foreign", "text", "runs", "evals", "instruments", "train"},
     "report": {"runs"},

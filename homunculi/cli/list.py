@@ -13,11 +13,13 @@ Rows = list[dict[str, Any]]
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("list", help="What there is: architectures, recipes, runs, corpora, settings.")(list_things)
+    app.command("list", help="What there is: architectures, instruments, recipes, runs, corpora, settings.")(
+        list_things
+    )
 
 
 def list_things(
-    what: Annotated[str, typer.Argument(help="architectures, recipes, runs, corpora or settings.")] = "",
+    what: Annotated[str, typer.Argument(help="architectures, instruments, recipes, runs, corpora or settings.")] = "",
     name: Annotated[str, typer.Argument(help="For settings: of which recipe; for runs: under which folder.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -58,6 +60,16 @@ def _architectures(name: str) -> Rows:
         described = (get(known).model_type.__doc__ or "").strip().splitlines()
         rows.append({"name": known, "what": described[0] if described else ""})
     return rows
+
+
+def _instruments(name: str) -> Rows:
+    from homunculi.instruments.registry import get, names
+
+    found = [get(known) for known in names()]
+    return [
+        {"name": one.name, "view": one.view, "reads": one.reads, "title": one.title, "question": one.question}
+        for one in found
+    ]
 
 
 def _recipes(name: str) -> Rows:
@@ -123,6 +135,7 @@ def _settings(name: str) -> Rows:
 LISTS: dict[str, Callable[[str], Rows]] = {
     "architectures": _architectures,
     "corpora": _corpora,
+    "instruments": _instruments,
     "recipes": _recipes,
     "runs": _runs,
     "settings": _settings,

@@ -17,7 +17,7 @@ from homunculi.train.config import RunConfig, config_to_json
 
 KEY = "key"  # file in a run's folder
 _ROOMS = ("core", "parts", "models", "train", "text", "evals")
-CHANGING_NOTHING = ("device", "sample_every", "checkpoint_every", "output")  # of a result
+CHANGING_NOTHING = ("device", "sample_every", "checkpoint_every", "output", "instruments")  # of a result
 
 Json = dict[str, Any]
 

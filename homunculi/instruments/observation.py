@@ -51,7 +51,8 @@ class Observation:
         step: updates made before; 0 for a model that was not trained.
         pieces: id → its text, for labels; empty where nobody knows.
         byte_lengths: id → bytes of its text, for bits per byte.
-        first: names of parameters → their values before the first update; empty where nobody knows.
+        first: names of parameters → their values before the first update, perhaps in the host's memory; empty where
+            nobody knows.
         options: what the user set for instruments (`instruments.` of a run), by name.
         encode: a text → its ids, by the tokenizer that the model was trained with; None where nobody knows it.
     """

@@ -10,6 +10,7 @@ from urllib.parse import quote
 from homunculi.errors import InputError
 from homunculi.files import write_atomic
 from homunculi.report.figures import curves
+from homunculi.report.inside import inside
 from homunculi.report.markup import Html, element, folded, join, section
 from homunculi.report.numbers import bytes_of
 from homunculi.report.snapshot import Snapshot, take_all
@@ -71,6 +72,7 @@ def _one(run: Snapshot, beside: Path | None) -> Html:
     more = f": {situation}" if (situation := run.situation()) else None
     parts = [
         ("curves", "Curves", _curves([run])),
+        ("inside", "What happens inside", inside(run)),
         ("samples", "What it says", sections.samples(run)),
         ("certificate", "Certificate", sections.certificate(run)),
         ("size", "Size and cost", sections.budget(run)),
@@ -95,6 +97,7 @@ def _several(runs: Sequence[Snapshot], beside: Path | None) -> Html:
         ("curves", "Curves", _curves(runs)),
         ("difference", "What differs", sections.difference(runs)),
         ("size", "Size and cost", sections.budgets(runs)),
+        ("inside", "What happens inside", _each(runs, inside)),
         ("samples", "What they say", _each(runs, sections.samples)),
         ("certificates", "Certificates", _each(runs, sections.certificate)),
         ("configuration", "Configurations", _each(runs, sections.configuration)),

@@ -17,7 +17,18 @@ _TEXT = 6000
 _MANY_FIELDS = 6
 _OPEN_STEPS, _MOST_STEPS, _MOST_EVENTS = 1, 200, 400
 _LOUD = frozenset(
-    {"warning", "failed", "diverged", "signal", "resumed", "compile", "fallback", "repeated_differently", "error"}
+    {
+        "warning",
+        "failed",
+        "diverged",
+        "signal",
+        "resumed",
+        "compile",
+        "fallback",
+        "repeated_differently",
+        "error",
+        "instrument_failed",
+    }
 )
 _BUDGET = (
     ("parameters", "parameters stored", exact),

@@ -102,6 +102,16 @@ ul svg.leaks { width: 14px; }
 .leaks .tick.y { text-anchor: end; dominant-baseline: central; }
 .leaks .tick.x { text-anchor: middle; }
 
+.narrow { max-width: 34rem; }
+svg.heat { display: block; max-width: 100%; height: auto; }
+ul svg.heat { display: inline; }
+.heat rect { fill: var(--c0); }
+.heat .none { fill: none; stroke: var(--line); }
+.heat text { font-size: 11px; fill: var(--ink); dominant-baseline: central; }
+.heat .row { text-anchor: end; }
+.heat .cell, .heat .column { text-anchor: middle; }
+.heat .axes { fill: var(--soft); }
+
 .curves > input { position: absolute; opacity: 0; }
 .ask { margin-right: .6rem; }
 .curves > label { display: inline-block; padding: .15rem .8rem; margin-right: .3rem; font-size: .9rem; }

@@ -6,6 +6,7 @@
     events.jsonl   what happened
     samples.jsonl  what it said
     checkpoints/   step-00000500/ …
+    measures/      what instruments found inside the model (`homunculi.runs.measures`)
 
 run.json and status.json are replaced whole; the JSONL files only grow. Moments are seconds since 1970.
 """

@@ -1,4 +1,5 @@
-"""What follows an update, in this order: checkpoint, evaluation, sample, metric line, clean-up of checkpoints.
+"""What follows an update, in this order: copy for instruments, checkpoint, evaluation, sample, metric line, clean-up of
+checkpoints.
 
 An update is complete once its metric line is written; everything before that can be repeated without a trace.
 """
@@ -24,6 +25,7 @@ from homunculi.train.distributed import agreed_number, wait_for_all
 from homunculi.train.feed import Fed
 from homunculi.train.session import Session
 from homunculi.train.step import StepResult, Updater
+from homunculi.train.watching import is_watched
 
 
 def line_of(session: Session, step: int, result: StepResult) -> dict[str, Any]:
@@ -47,11 +49,11 @@ def is_due(step: int, every: int, steps: int) -> bool:
 def is_anything_due(config: RunConfig, step: int) -> bool:
     """Whether `after_update` has more to do after `step` than to show progress."""
     periods = (config.checkpoint_every, config.eval_every, config.sample_every, config.output.log_every)
-    return any(is_due(step, every, config.steps) for every in periods)
+    return is_watched(config, step) or any(is_due(step, every, config.steps) for every in periods)
 
 
 def after_update(session: Session, progress: Progress) -> None:
-    """What follows an update, in this order: checkpoint, evaluation, sample, metric line, clean-up of checkpoints."""
+    """What follows an update, in the order above."""
     val_loss = _after_update(session, progress) if session.world.writes else 0.0
     if is_due(progress.step, session.config.eval_every, session.config.steps):
         session.model.after_evaluation(agreed_number(val_loss, session.world, session.device))
@@ -65,7 +67,9 @@ def _after_update(session: Session, progress: Progress) -> float:
     folder = session.run.path / "checkpoints"
     saves = is_due(step, config.checkpoint_every, config.steps)
     evaluates = is_due(step, config.eval_every, config.steps)
+    session.watch.look(step)
     if saves:
+        session.watch.finish()  # a run that goes on from here does not measure again what came before
         _save(session, folder, progress)
     line = dict(progress.last)
     if evaluates:
@@ -74,6 +78,7 @@ def _after_update(session: Session, progress: Progress) -> float:
     if is_due(step, config.sample_every, config.steps) and not session.model.cacheless:
         _sample(session, step)
     if evaluates or is_due(step, config.output.log_every, config.steps):
+        line |= session.watch.costs
         session.record.log(step, line)
         session.reporter.metrics({"step": step} | line, config.steps)
     if saves:
@@ -135,6 +140,8 @@ def stop(session: Session, progress: Progress) -> NoReturn:
     """Save and leave, because a signal asked for it."""
     if session.world.writes:
         folder = session.run.path / "checkpoints"
+        session.watch.look(progress.step)
+        session.watch.finish()
         _save(session, folder, progress)
         session.heartbeat.set(step=progress.step, tokens=progress.last["tokens"])
         session.run.log_event("signal", step=progress.step, exit_code=session.stop_request.exit_code)

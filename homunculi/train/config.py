@@ -102,6 +102,32 @@ class OutputConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class InstrumentsConfig:
+    """What is measured inside the model while it trains (`homunculi.train.watching`). Training itself goes on with the
+    same bits whatever stands here.
+
+    Attributes:
+        watch: off: nothing is measured.
+        names: of the instruments; none named: all that have something to measure in the model.
+        every: steps between measurements; 0: a twentieth of the run, and no less than 50. The model is measured
+            untrained and at the end as well.
+        log_spaced: also after 1, 2, 4, 8, … steps, where most changes.
+        probe_tokens: about how many tokens of the start of the validation text the model reads for it, in rows of at
+            most 256.
+    """
+
+    watch: Literal["on", "off"] = "on"
+    names: tuple[str, ...] = ()
+    every: int = 0
+    log_spaced: bool = True
+    probe_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        check_range("instruments.every", self.every, low=0)
+        check_range("instruments.probe_tokens", self.probe_tokens, low=2)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
     """Everything that determines a run.
 
@@ -132,6 +158,7 @@ class RunConfig:
     text: TextConfig = field(default_factory=TextConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
+    instruments: InstrumentsConfig = field(default_factory=InstrumentsConfig)
 
     def __post_init__(self) -> None:
         check_range("steps", self.steps, low=1)

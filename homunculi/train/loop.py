@@ -27,6 +27,7 @@ from homunculi.train.record import Heartbeat, Record, Silence
 from homunculi.train.session import Reporter, Session, begin, build_model, check_context, prepare_text, with_vocabulary
 from homunculi.train.signals import StopRequest, listening
 from homunculi.train.step import PendingResult, Updater
+from homunculi.train.watching import begin_watch
 
 
 def train(config: RunConfig, run: RunDirectory, reporter: Reporter) -> dict[str, Any]:
@@ -77,14 +78,29 @@ def _train_joined(
 
     separator = text.tokenizer.eot_id if config.text.document_mask else None
     updater = Updater(model, config, separator, world, device, on_fallback)
-    session = Session(
-        config, run, world, device, text, plan, budget, updater, Record(run), heartbeat, reporter, stop_request
-    )
-    progress = begin(session, switches)
-    with _fed(session, progress) as feed:
-        progress = _steps(session, feed, progress)
-        if world.writes:
-            run.log_event("done", step=progress.step, stream_hash=progress.stream_hash)
+    with begin_watch(config, run, updater, text, reporter.message) as watch:  # while the weights are the first ones
+        session = Session(
+            config,
+            run,
+            world,
+            device,
+            text,
+            plan,
+            budget,
+            updater,
+            Record(run),
+            heartbeat,
+            reporter,
+            stop_request,
+            watch,
+        )
+        progress = begin(session, switches)
+        watch.count_on(session.record.logged.get(progress.step, {}))
+        with _fed(session, progress) as feed:
+            progress = _steps(session, feed, progress)
+            watch.report(progress.step)
+            if world.writes:
+                run.log_event("done", step=progress.step, stream_hash=progress.stream_hash)
     wait_for_all(world)
 
 
@@ -135,6 +151,8 @@ def _steps(session: Session, feed: Feed, progress: Progress) -> Progress:
     """
     if progress.step:
         after_update(session, progress)
+    else:
+        session.watch.look(0)
     pace = Pace(progress.seconds)
     late: tuple[Fed, PendingResult] | None = None
     for fed in feed:
@@ -197,5 +215,7 @@ def finished_summary(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         "val_bpb": line.get("val/bpb"),
         "tokens_per_s": config.steps * config.batch_tokens / seconds if seconds else None,
         "seconds": seconds,
+        "instruments_s": line.get("perf/instruments_s"),
+        "instruments_worker_s": line.get("perf/instruments_worker_s"),
         "stream_hash": done[-1].get("stream_hash") if done else None,
     }

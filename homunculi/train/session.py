@@ -24,6 +24,7 @@ from homunculi.train.provenance import provenance
 from homunculi.train.record import Heartbeat, Record, Silence
 from homunculi.train.signals import StopRequest
 from homunculi.train.step import Updater
+from homunculi.train.watching import Unwatched, Watch
 
 
 class Reporter(Protocol):
@@ -56,6 +57,7 @@ class Session:
     heartbeat: Heartbeat | Silence
     reporter: Reporter
     stop_request: StopRequest
+    watch: Watch | Unwatched
 
     @property
     def model(self) -> LanguageModel:
@@ -123,7 +125,9 @@ def begin(session: Session, switches: dict[str, Any]) -> Progress:
             )
         warning = check_disk(session.plan, run.path)
         changed = describe_interventions(session.model, config.train.interventions)
-        reporter.plan([*describe(config, session.plan, session.budget, session.text.facts), *changed])
+        reporter.plan(
+            [*describe(config, session.plan, session.budget, session.text.facts), *changed, *session.watch.plan]
+        )
         if warning:
             on_damage(warning)
         session.text.tokenizer.save(run.path)

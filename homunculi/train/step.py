@@ -19,6 +19,8 @@ from homunculi.train.lr import lr_factor
 from homunculi.train.optim import build_optimizers, set_lr
 from homunculi.train.plasticity import multipliers
 
+BeforeStep = Callable[[int, float, dict[str, Tensor]], None]
+
 _TRIALS = 5  # updates until compiled code is trusted: graphs are captured in the second and third
 
 
@@ -90,7 +92,13 @@ class Updater:
         world: the processes that share the global batch.
         device: where the model lies.
         on_fallback: told why compilation was given up, if it was.
+
+    Attributes:
+        before_step: told of each update before the weights change: its number, its base rate and the factors of
+            regions. Gradients are those of the whole batch, before clipping. None: nobody is.
     """
+
+    before_step: BeforeStep | None = None
 
     def __init__(
         self,
@@ -116,6 +124,12 @@ class Updater:
         # Only fused AdamW can skip an update by a flag on the device, and only there is waiting for it expensive.
         self.reads_late = device.type == "cuda" and not self.average and len(self.optimizers) == 1
         self._broken = torch.zeros((), dtype=torch.bool, device=device)
+        self._n_taken = 0
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is compiled or captured any more in the next update, so that others may use the device."""
+        return not self.compiled or self._n_taken >= _TRIALS
 
     def _wants_compilation(self) -> bool:
         wish = self.config.compile
@@ -150,6 +164,9 @@ class Updater:
         lr = self.config.lr * lr_factor(step, self.config.steps, self.config.train)
         pending = PendingResult(step, measured, (list(terms), list(scalars)), lr)
         set_lr(self.optimizers, lr, factors)
+        self._n_taken += 1
+        if self.before_step is not None:
+            self.before_step(step, lr, factors)
         if self.reads_late:
             self._step_on_device(needed, norm)
         elif pending.read().finite:

@@ -114,7 +114,7 @@ def test_diff_shows_only_what_differs(cli: Cli, finished: Path, recipe: str, tmp
     assert "0.01" in cli("diff", finished, tmp_path / "other").out
 
 
-@pytest.mark.parametrize("what", ["architectures", "recipes", "corpora", "settings"])
+@pytest.mark.parametrize("what", ["architectures", "instruments", "recipes", "corpora", "settings"])
 def test_list_shows_what_there_is(what: str, cli: Cli) -> None:
     rows = json.loads(cli("list", what, "--json").out)[what]
     assert rows
@@ -163,3 +163,22 @@ def test_results_go_to_stdout_and_everything_else_to_stderr(recipe: str, tmp_pat
     done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
     assert json.loads(done.stdout)["steps"] == 2
     assert "parameters" in done.stderr and "\x1b[" not in done.stderr
+
+
+def test_instruments_are_listed_with_their_view_and_question(cli: Cli) -> None:
+    rows = {row["name"]: row for row in json.loads(cli("list", "instruments", "--json").out)["instruments"]}
+    assert (rows["updates"]["view"], rows["updates"]["reads"]) == ("table", "update")
+    assert rows["activation"]["view"] == "heatmap" and all(row["question"].endswith("?") for row in rows.values())
+
+
+def test_a_run_tells_what_instruments_took_and_its_report_shows_them(cli: Cli, recipe: str, tmp_path: Path) -> None:
+    done = cli("train", recipe, "instruments.names=activation,updates", "--run", tmp_path / "run", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["instruments_s"] > 0 and found["instruments_worker_s"] > 0
+    assert "instruments  activation, updates" in done.err.replace("\n", " ").replace("   ", "  ")
+    assert "What happens inside" in (tmp_path / "run" / "report.html").read_text()
+    off = cli("train", recipe, "instruments.watch=off", "--run", tmp_path / "off", "--json")
+    assert json.loads(off.out)["val_loss"] == found["val_loss"] and not (tmp_path / "off" / "measures").exists()
+    bad = cli("train", recipe, "instruments.names=activatoin", "--run", tmp_path / "bad")
+    assert bad.code == 2 and "did you mean activation?" in bad.err

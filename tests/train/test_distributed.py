@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from homunculi.runs.directory import open_run
+from homunculi.runs.measures import measured_steps, read_measurement
 from homunculi.train.checkpoint import checkpoints, file_hash
 
 RECIPE = """
@@ -54,6 +55,10 @@ def test_the_same_global_batch_gives_the_same_loss_on_one_and_two_processes(reci
     assert outcomes[1]["stream_hash"] == outcomes[2]["stream_hash"]
     assert two.info()["provenance"]["processes"] == 2
     assert [line["step"] for line in two.metrics()] == list(range(1, 9))
+    for name in ("activation", "updates"):
+        assert measured_steps(two.path, name) == measured_steps(one.path, name) != []
+    norm = read_measurement(two.path, "updates", 8).measurement.values["gradient_norm"]
+    assert float(norm) == pytest.approx(two.metrics()[-1]["train/grad_norm"], rel=1e-5), "of the whole batch"
     for a, b in zip(one.metrics(), two.metrics(), strict=True):
         assert a["train/loss"] == pytest.approx(b["train/loss"], abs=LOSS_TOLERANCE)
         assert a["train/grad_norm"] == pytest.approx(b["train/grad_norm"], rel=1e-3)

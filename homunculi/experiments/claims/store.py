@@ -25,7 +25,7 @@ from homunculi.runs.directory import RunDirectory
 
 FORMAT = 1
 _OWN = ("seed", "data_seed", "lr", "device")  # settings of a single run or machine, kept elsewhere or nowhere
-_FOR_PEOPLE = ("sample_every", "checkpoint_every", "output")  # settings that change no result
+_FOR_PEOPLE = ("sample_every", "checkpoint_every", "output", "instruments")  # settings that change no result
 _LINES = 4  # how deep a stored result is spread over lines: a side and a run have one each
 _SPLIT = ("parameters", "embedding_parameters", "non_embedding_parameters", "flops_per_token")
 
