@@ -197,12 +197,14 @@ def make_plan(request: Request, reporter: Reporter, old: Comparison | None = Non
 
 
 def _planned(wanted: Wanted, found: Matched, kind: list[str], vocab_size: int) -> Planned:
-    """A side with its budget, evaluated and saved at even shares of its run unless it was asked for otherwise."""
+    """A side with its budget, evaluated and saved at even shares of its run, and not looked into, unless it was asked
+    for otherwise."""
     shares = {
         "eval_every": math.ceil(found.config.steps / EVALUATIONS),
         "sample_every": 0,
         "checkpoint_every": math.ceil(found.config.steps / CHECKPOINTS),
         "output.keep_last": 1,
+        "instruments.watch": "off",
     }
     given = _keys(wanted)
     added = [f"{key}={value}" for key, value in shares.items() if key not in given]

@@ -297,6 +297,7 @@ class Watch:
             step=step,
             pieces=self._pieces,
             byte_lengths=self._byte_lengths,
+            encode=self.text.tokenizer.encode,
             first=self.first,
             options=self.options,
         )

@@ -164,7 +164,7 @@ def test_a_file_that_is_no_result_is_one_line_that_names_it(text: str, tmp_path:
 
 
 def test_a_measurement_that_is_damaged_names_its_file(tmp_path: Path) -> None:
-    ends = {"gpt": around(1.0), "ncn": around(0.95), "frozen": around(1.0), "shuffled": around(1.0)}
+    ends = {name: around(1.0) for name in ("gpt", "ncn", "frozen", "deaf", "shuffled")} | {"ncn": around(0.95)}
     measured = {"leak": {"differences": ["x"] * 20, "whole": 1.0, "prefix": 1.1}}
     put(tmp_path, stored("ncn-perplexity", {"main": part(ends)}, measured=measured))
     with pytest.raises(InputError, match=r"ncn-perplexity\.json: is damaged"):
