@@ -172,7 +172,7 @@ def test_a_measurement_that_is_damaged_names_its_file(tmp_path: Path) -> None:
 
 
 def test_the_price_of_the_leak_stands_beside_the_verdict(tmp_path: Path) -> None:
-    ends = {"gpt": around(1.0), "ncn": around(0.95), "frozen": around(1.0), "shuffled": around(1.0)}
+    ends = {name: around(1.0) for name in ("gpt", "ncn", "frozen", "deaf", "shuffled")} | {"ncn": around(0.95)}
     leak = {"differences": [0.01 + 0.001 * (i % 3) for i in range(32)], "whole": 1.5, "prefix": 1.511}
     put(tmp_path, stored("ncn-perplexity", {"main": part(ends)}, measured={"leak": leak}))
     found = row(find("ncn-perplexity"), tmp_path).finding
