@@ -23,12 +23,11 @@ from typing import Any
 from torch import Tensor
 
 from homunculi.core.cache import Cache
-from homunculi.core.catalogue import catalogue
 from homunculi.core.model import LanguageModel
 from homunculi.core.schedule import repeat_of
 from homunculi.core.taps import TapInfo, TapPoint
 from homunculi.errors import InputError
-from homunculi.instruments.hooks import patch_from, tapped
+from homunculi.instruments.hooks import patch_from, tapped, taps_of
 from homunculi.models import get, name_of
 from homunculi.parts.routers import Router, TokenChoiceRouter
 from homunculi.parts.routing import Quota
@@ -58,7 +57,7 @@ _RANGES = {1.0: (0.0, 2.0), 0.5: (0.0, 1.0), 0.0: (-4.0, 4.0)}
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """Something that can be held or scaled: taps of `pattern` do nothing at `neutral`; a slider goes `low` to `high`."""
+    """Something to hold or scale: taps of `pattern` do nothing at `neutral`; a slider goes from `low` to `high`."""
 
     pattern: str
     title: str
@@ -98,8 +97,8 @@ def changed(
 ) -> Iterator[LanguageModel]:
     """All forwards of `model` inside the block are changed; with a cache too, unless a signal is shuffled or patched.
 
-    A depth needs a cache that was made inside the block, as generation makes it. Blocks inside each other add up, except
-    for a depth, where the inner one holds.
+    A depth needs a cache that was made inside the block, as generation makes it. Blocks inside each other add up; of
+    two depths the inner one holds.
 
     Args:
         changes: as described at the top of this file, done in that order.
@@ -109,7 +108,7 @@ def changed(
         InputError: not a change, no such tap, region or depth, or nothing to patch from. One line.
     """
     n_passes = [_depth(text) for text in changes if text.startswith("depth=")]
-    taps = catalogue(model)
+    taps = taps_of(model)
     asked = [one for text in changes if not text.startswith("depth=") for one in _read(text, model, taps, source)]
     with ExitStack() as stack:
         for n in n_passes[-1:]:
@@ -171,15 +170,13 @@ def _declared(model: LanguageModel) -> list[tuple[str, Mapping[str, float]]]:
 
 def _present(held: Mapping[str, float], taps: Sequence[TapInfo]) -> dict[str, float]:
     return {
-        pattern: float(value)
-        for pattern, value in held.items()
-        if any(fnmatchcase(tap.name, pattern) for tap in taps)
+        pattern: float(value) for pattern, value in held.items() if any(fnmatchcase(tap.name, pattern) for tap in taps)
     }
 
 
 def signals_of(model: LanguageModel) -> list[Signal]:
     """Signals of `model` that do nothing at a known value, as its architecture declares them."""
-    taps, found = catalogue(model), {}
+    taps, found = taps_of(model), {}
     for _, neutral in _declared(model):
         for pattern, value in _present(neutral, taps).items():
             title = pattern.rsplit(".", 1)[-1]
@@ -191,7 +188,7 @@ def signals_of(model: LanguageModel) -> list[Signal]:
 
 def regions_of(model: LanguageModel) -> list[Region]:
     """What can be silenced in `model` by one pattern."""
-    taps = catalogue(model)
+    taps = taps_of(model)
     return [Region(name, pattern, 0.0) for name, pattern in OUTPUTS.items() if _present({pattern: 0.0}, taps)]
 
 
@@ -229,7 +226,7 @@ def _at_depth(model: LanguageModel, n_passes: int) -> Iterator[list[Change]]:
 
 def _decided(model: LanguageModel, router: Router, n_passes: int) -> list[Change]:
     """Scores far on one side of the thresholds: so who is padding, or stopped before, is still left out."""
-    names = {tap.name for tap in catalogue(model)}
+    names = {tap.name for tap in taps_of(model)}
     if isinstance(router, TokenChoiceRouter):
         return [Intervention("control.depth", "neutral", n_passes)] if "control.depth" in names else []
     found: list[Change] = []

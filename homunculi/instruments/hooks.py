@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +25,20 @@ from torch import Tensor, nn
 from homunculi.core.catalogue import catalogue
 from homunculi.core.model import LanguageModel
 from homunculi.core.output import Output
-from homunculi.core.taps import NO_TAPS, Hook, Recording, TapPoint, Taps, require_names
+from homunculi.core.taps import NO_TAPS, Hook, Recording, TapInfo, TapPoint, Taps, require_names
 from homunculi.errors import InputError
 
 _FORWARD = ("ids_BT", "taps", "cache", "documents_BT")
+_CATALOGUES: WeakKeyDictionary[LanguageModel, tuple[Any, list[TapInfo]]] = WeakKeyDictionary()
+
+
+def taps_of(model: LanguageModel) -> list[TapInfo]:
+    """`homunculi.core.catalogue.catalogue`, made once for each model and schedule: making it takes a good part of a
+    second."""
+    known = _CATALOGUES.get(model)
+    if known is None or known[0] != model.schedule:
+        known = _CATALOGUES[model] = model.schedule, catalogue(model)
+    return known[1]
 
 
 class HooksBefore(Taps):
@@ -64,7 +75,7 @@ def run_with_cache(
     Raises:
         InputError: a pattern matches no tap of the model; near ones are listed.
     """
-    require_names(patterns, [tap.name for tap in catalogue(model)])
+    require_names(patterns, [tap.name for tap in taps_of(model)])
     recording = Recording(*(patterns or ("*",)))
     return model(_ids(model, ids_BT), recording), recording.seen
 
@@ -90,7 +101,7 @@ def hooked(model: LanguageModel, hooks: Mapping[str, Hook]) -> Iterator[Language
     Raises:
         InputError: a pattern matches no tap of the model; near ones are listed.
     """
-    require_names(hooks, [tap.name for tap in catalogue(model)])
+    require_names(hooks, [tap.name for tap in taps_of(model)])
     asked = tuple(hooks.items())
     with tapped(model, lambda others, cache: HooksBefore(asked, others)):
         yield model
@@ -136,8 +147,8 @@ def _patch(source: Tensor, positions: Sequence[int] | None, tensor: Tensor, name
     if positions is None:
         if source.shape != tensor.shape:
             raise InputError(
-                f"tap {name}: what was kept has shape {tuple(source.shape)}, what passes {tuple(tensor.shape)}; patch a "
-                "forward over as many tokens, without a cache, or name positions"
+                f"tap {name}: what was kept has shape {tuple(source.shape)}, what passes {tuple(tensor.shape)}; patch "
+                "a forward over as many tokens, without a cache, or name positions"
             )
         return source
     where = torch.tensor(list(positions), device=tensor.device)

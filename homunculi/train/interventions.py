@@ -1,11 +1,11 @@
 """Signals that are held, or say what they say of another token, while a run trains and whenever it is evaluated.
 
 ``PATTERN=neutral:1.0`` puts one number in the place of all that passes the taps of that pattern, ``PATTERN=scaled:0.5``
-multiplies it (a score of −∞, which says that nothing is there, stays). ``PATTERN=shuffled`` gives each token the signal of an earlier token of its own sequence. How far back follows from the position alone, by a
-fixed mixing of its number that gives every earlier position about the same chance; the first token keeps its own. So
-the values are those that the model makes, nothing comes from a later token or from another sequence, and what a signal
-says about its token is lost. Gradients go back to where a signal was made. Where only some tokens pass a tap, signals
-are exchanged among those.
+multiplies it (a score of −∞, which says that nothing is there, stays). ``PATTERN=shuffled`` gives each token the signal
+of an earlier token of its own sequence. How far back follows from the position alone, by a fixed mixing of its number
+that gives every earlier position about the same chance; the first token keeps its own. So the values are those that the
+model makes, nothing comes from a later token or from another sequence, and what a signal says about its token is lost.
+Gradients go back to where a signal was made. Where only some tokens pass a tap, signals are exchanged among those.
 
 All are part of what the model computes: its loss in training, every evaluation, its certificate.
 
@@ -69,7 +69,7 @@ class Intervention:
         if self.kind == "neutral":  # filled rather than made anew: what made the signal gets a gradient, of zero
             return tensor.masked_fill(torch.ones_like(tensor, dtype=torch.bool), self.value)
         if not tensor.is_floating_point():
-            raise InputError(f"{self.pattern}=scaled: {name} holds no quantities ({tensor.dtype}); write neutral:NUMBER")
+            raise InputError(f"{self.pattern}=scaled: {name} passes no quantities; write neutral:NUMBER")
         return torch.where(tensor.isneginf(), tensor, tensor * self.value)
 
 
