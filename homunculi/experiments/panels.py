@@ -108,7 +108,7 @@ def label_of(schedule: Schedule, step: int) -> str:
 
 def presence(seen: Mapping[str, Tensor]) -> dict[int, np.ndarray]:
     """Which tokens each step takes, (T,): taps show zeros where a token does not take part."""
-    found = {}
+    found: dict[int, np.ndarray] = {}
     for name, tensor in seen.items():
         if site_of(name) in ("resid_pre", "resid_post"):
             there = tensor[0].abs().amax(-1).gt(0).cpu().numpy()

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -128,6 +129,24 @@ def scan(
     return replace(found, measures=tuple(_measured(one) for one in measured.values()))
 
 
+def tracks_of(
+    model: LanguageModel, tokenizer: Tokenizer, text: str, changes: Sequence[str] = ()
+) -> tuple[list[str], np.ndarray]:
+    """Every signal of a text as one line: names, and values (S, T) with NaN where there are none. Surprisal is first.
+
+    Raises:
+        InputError: as `scan`.
+    """
+    ids_BT = torch.tensor([ids_of(model, tokenizer, text)], device=next(model.parameters()).device)
+    taps = taps_of(model)
+    with changed(model, changes):
+        seen = observe(model, ids_BT, [name for name in wanted(taps, model.schedule) if "attn." not in name])
+    panels = panels_of(model, taps, seen.taps)
+    names = ["surprisal", *(f"{panel.title}, {row}" for panel in panels for row in panel.rows)]
+    surprisal_T = np.concatenate([[np.nan], seen.surprisals[0].double().cpu().numpy()])
+    return names, np.concatenate([surprisal_T[None], *(panel.values for panel in panels)])
+
+
 def _source(
     model: LanguageModel, tokenizer: Tokenizer, patch_text: str | None, changes: Sequence[str]
 ) -> Mapping[str, Tensor] | None:
@@ -146,7 +165,8 @@ def lens_of(model: LanguageModel, seen: Mapping[str, Tensor], ids: Sequence[int]
     """
     state_TD: Tensor | None = None
     next_T = torch.tensor(ids[1:], device=next(model.parameters()).device)
-    found, pieces = [], {}
+    found: list[Lens] = []
+    pieces: dict[int, str] = {}
     for step in range(len(model.schedule)):
         after_BTD = seen.get(f"steps.{step}.resid_post")
         if after_BTD is None:

@@ -155,7 +155,7 @@ def _attention(sheet: Sheet, scan: Scan, top: float, side: float) -> None:
     """Pictures of attention, a mean over heads, of at most a row of steps spread over the depth."""
     sheet.line((30, WIDTH - _RIGHT), (top - 28, top - 28))
     sheet.text(30, top - 8, "Who looks at whom", size=12.5, weight="bold")
-    sheet.text(158, top - 8, "down: who looks, across: at whom, mean over heads", size=10.5, color=_SOFT)
+    sheet.text(178, top - 8, "down: who looks, across: at whom, mean over heads", size=10.5, color=_SOFT)
     n = len(scan.attention)
     chosen = sorted({round(i * (n - 1) / max(1, min(n, _MAPS) - 1)) for i in range(min(n, _MAPS))})
     for place, i in enumerate(chosen):

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,31 @@ class Scan:
     def panel(self, name: str) -> Panel | None:
         """The panel of that name, if there is one."""
         return next((panel for panel in self.panels if panel.name == name), None)
+
+
+def scaled_to(scan: Scan, low: float | None, high: float | None) -> Scan:
+    """The scan with these ends for the colours of every panel that has a neutral value; None: as it is.
+
+    Raises:
+        InputError: the ends are no scale.
+    """
+    panels = []
+    for panel in scan.panels:
+        ends = (panel.low if low is None else low, panel.high if high is None else high)
+        if panel.neutral is not None and not ends[0] < ends[1]:
+            raise InputError(f"{panel.name}: a scale from {ends[0]:g} to {ends[1]:g}; let --low be below --high")
+        panels.append(panel if panel.neutral is None else replace(panel, low=ends[0], high=ends[1]))
+    return replace(scan, panels=tuple(panels))
+
+
+def scaled_like(scan: Scan, other: Scan) -> Scan:
+    """The scan with the colour scales of another, for panels that both have: so pictures can be compared."""
+    known = {panel.name: panel for panel in other.panels}
+    panels = (
+        replace(panel, low=known[panel.name].low, high=known[panel.name].high) if panel.name in known else panel
+        for panel in scan.panels
+    )
+    return replace(scan, panels=tuple(panels))
 
 
 def scan_to_json(scan: Scan) -> Json:
@@ -223,8 +248,8 @@ def _panel(value: Mapping[str, Any], n_tokens: int) -> Panel:
     low, high = float(value["low"]), float(value["high"])
     if not low < high:
         raise ValueError(f"panel {value['name']}: a scale from {low} to {high}")
-    words = (_text(value[key]) for key in ("name", "title", "unit"))
-    return Panel(*words, rows, found, low, high, _number(value["neutral"]))
+    name, title, unit = (_text(value[key]) for key in ("name", "title", "unit"))
+    return Panel(name, title, unit, rows, found, low, high, _number(value["neutral"]))
 
 
 def _attention(value: Mapping[str, Any], n_tokens: int) -> Attention:

@@ -30,7 +30,7 @@ def _mixed(stops: tuple[str, str, str], share: float) -> str:
 
 def colours(dark: bool) -> dict[str, str]:
     """Class of a cell → its colour: s0 … s16 of a scale without a neutral value, n8 … n0 below one, p0 … p8 above."""
-    found = {}
+    found: dict[str, str] = {}
     for kind, stops in (_DARK if dark else _LIGHT).items():
         n = 2 * LEVELS if kind == "s" else LEVELS
         found |= {f"{kind}{i}": _mixed(stops, i / n) for i in range(n + 1)}
