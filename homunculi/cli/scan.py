@@ -162,9 +162,9 @@ def _events(
 
 def _event_figure(figures: Any, about: dict[str, Any], average: dict[str, Any]) -> dict[str, bytes]:
     """The dozen signals with the clearest response."""
-    order = sorted(range(len(average["p"])), key=lambda i: average["p"][i])[:12]
+    order = sorted(range(len(average["p"])), key=lambda i: -average["t"][i])[:12]
     panels = {
-        f"{average['names'][i]}   p {average['p'][i]:.3f}": {
+        f"{average['names'][i]}   p {average['p'][i]:.2g}": {
             "difference": (average["difference"][i], average["low"][i], average["high"][i])
         }
         for i in order

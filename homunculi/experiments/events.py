@@ -51,7 +51,7 @@ class Average:
         lags: tokens from the event on.
         event, control: means over texts, (S, L); difference: of the two in the same texts, where both are known.
         low, high: between them lie 95 % of the differences of flipped signs, (S, L): what chance does.
-        peak: the lag of the largest |t| of each signal.
+        peak: the lag of the largest |t| of each signal; t: that.
         p: of each signal, corrected for all lags and all signals.
         n_texts, n_events: with at least one control.
     """
@@ -64,14 +64,15 @@ class Average:
     low: Array
     high: Array
     peak: tuple[int, ...]
+    t: tuple[float, ...]
     p: tuple[float, ...]
     n_texts: int
     n_events: int
 
     def to_json(self) -> dict[str, Any]:
         arrays = {key: numbers(getattr(self, key)) for key in ("event", "control", "difference", "low", "high")}
-        plain = {"names": list(self.names), "lags": list(self.lags), "peak": list(self.peak), "p": list(self.p)}
-        return plain | arrays | {"n_texts": self.n_texts, "n_events": self.n_events}
+        plain = {key: list(getattr(self, key)) for key in ("names", "lags", "peak", "p")}
+        return plain | {"t": numbers(self.t)} | arrays | {"n_texts": self.n_texts, "n_events": self.n_events}
 
 
 def words_of(tokenizer: Tokenizer, text: str) -> list[tuple[str, int]]:
@@ -161,6 +162,7 @@ def average_around(
         low_SL,
         high_SL,
         tuple(lags[int(i)] for i in np.nan_to_num(np.abs(t_SL)).argmax(1)),
+        tuple(map(float, largest_S)),
         tuple(map(float, p_S)),
         len(used),
         sum(len(mine) for _, mine in used),

@@ -47,7 +47,7 @@ def _around(about: Mapping[str, Any], average: Mapping[str, Any]) -> Iterator[Ht
         "part of the text (p at most 0.05, corrected for all signals and lags)."
     )
     yield element("p", said)
-    order = sorted(range(len(average["p"])), key=lambda i: average["p"][i])
+    order = sorted(range(len(average["p"])), key=lambda i: -average["t"][i])
     figures = [_figure(average, i) for i in order[:_MOST]]
     yield element("div", *figures, class_="pair")
     lags = average["lags"]
@@ -79,7 +79,7 @@ def _figure(average: Mapping[str, Any], i: int) -> Html:
     )
     p = average["p"][i]
     caption = element(
-        "figcaption", element("strong", average["names"][i]), element("span", f"p {p:.3f}", class_="read")
+        "figcaption", element("strong", average["names"][i]), element("span", f"p {p:.2g}", class_="read")
     )
     return element("figure", caption, draw(plot), legend(lines[:2]))
 
@@ -90,8 +90,8 @@ def _points(lags: Sequence[float], values: Sequence[float | None]) -> list[tuple
 
 def _orders(orders: Mapping[str, Any]) -> Iterator[Html]:
     said = (
-        "Phasic distance: how differently a signal moves over the two sentences, in its deviations. Beside it that of a "
-        "paraphrase, and the mean of random orders of the same words."
+        "Phasic distance: how differently a signal moves over the two sentences, in its deviations. Beside it that of "
+        "a paraphrase, and the mean of random orders of the same words."
     )
     yield element("p", said)
     mean = orders["mean"]["phasic"]
