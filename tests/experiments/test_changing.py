@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -59,7 +60,7 @@ def test_a_depth_is_taken_by_every_token_whole_and_decoded(name: str, fields: di
                 assert max(depths) - len(taken) + sum(int(t.all()) for t in taken) == depth
             assert decoded(built) < 1e-5
             answers.append(output.logits)
-    assert all(not torch.allclose(a, b) for a, b in zip(answers, answers[1:], strict=False))
+    assert all(not torch.allclose(a, b) for a, b in pairwise(answers))
     assert torch.equal(built(IDS).logits, before) and decoded(built) < 1e-5
 
 
@@ -121,9 +122,9 @@ def test_a_region_of_several_signals_is_silenced_at_their_neutral_values() -> No
     with changed(built, ["prefrontal=silenced"]):
         seen = run_with_cache(built, IDS, "steps.*.prefrontal.*")[1]
     assert (seen["steps.1.prefrontal.plan"] == 0).all() and (seen["steps.1.prefrontal.open_heads"] == 1).all()
-    with pytest.raises(InputError, match="cerebellum=silenced: this model has .*prefrontal"):
-        with changed(built, ["cerebellum=silenced"]):
-            pass
+    said = r"cerebellum=silenced: this model has .*prefrontal"
+    with pytest.raises(InputError, match=said), changed(built, ["cerebellum=silenced"]):
+        pass
 
 
 def test_another_texts_signals_are_patched_in() -> None:
@@ -144,6 +145,6 @@ def test_what_is_no_change_is_refused(text: str) -> None:
 
 
 def test_no_such_tap_names_near_ones() -> None:
-    with pytest.raises(InputError, match=r"change: tap control\.gian: no such tap; near: .*gain"):
-        with changed(model("ncn"), ["control.gian=neutral:1"]):
-            pass
+    said = r"change: tap control\.gian: no such tap; near: .*gain"
+    with pytest.raises(InputError, match=said), changed(model("ncn"), ["control.gian=neutral:1"]):
+        pass

@@ -1,4 +1,4 @@
-"""A planted response at a word is found, at its lag; where nothing is planted, something is found one time in twenty."""
+"""A planted response at a word is found, at its lag; where none is, something is found one time in twenty."""
 
 from __future__ import annotations
 

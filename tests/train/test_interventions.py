@@ -58,10 +58,22 @@ def seen(built: LanguageModel, pattern: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "control.gain", "=shuffled", "control.gain=mixed", "x=neutral", "x=neutral:", "x=neutral:nan", "x=scaled:inf", "=scaled:1"],
+    [
+        "",
+        "control.gain",
+        "=shuffled",
+        "control.gain=mixed",
+        "x=neutral",
+        "x=neutral:",
+        "x=neutral:nan",
+        "x=scaled:inf",
+        "=scaled:1",
+    ],
 )
 def test_what_is_no_intervention_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match=r"train\.interventions: .*write PATTERN=neutral:NUMBER, PATTERN=scaled:NUMBER or .*shuffled"):
+    with pytest.raises(
+        InputError, match=r"train\.interventions: .*write PATTERN=neutral:NUMBER, PATTERN=scaled:NUMBER or .*shuffled"
+    ):
         TrainConfig(interventions=(text,))
 
 
