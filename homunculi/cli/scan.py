@@ -36,6 +36,7 @@ def scan(
     patch_text: Annotated[str | None, typer.Option(help="The other text, of as many tokens, for =patched.")] = None,
     step: Annotated[int | None, typer.Option(help="Of which checkpoint; default: the latest.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for what is written; default: one in the run.")] = None,
+    panel: Annotated[list[str] | None, typer.Option(help="Show this signal alone; repeat it. Default: all.")] = None,
     low: Annotated[float | None, typer.Option(help="Lower end of the colours of signals with a neutral value.")] = None,
     high: Annotated[float | None, typer.Option(help="Upper end of these colours.")] = None,
     like: Annotated[Path | None, typer.Option(help="JSON of another scan, for the same colour scales.")] = None,
@@ -50,13 +51,13 @@ def scan(
     events = around is not None or bool(swap)
     if (text is None) == (not events):
         raise InputError("scan: give --text, or --around WORDS and --swap SENTENCE")
-    if events and (instrument or patch_text or like or low is not None or high is not None):
+    if events and (instrument or patch_text or like or panel or low is not None or high is not None):
         raise InputError("scan: --around and --swap take --change, --step, --corpus, --texts and --out")
     changes = tuple(change or ())
     if text is not None:
         found = _scan(run, step, text, changes, patch_text, instrument or [])
-        found = _scaled(found, like, low, high)
-        summary = _write_scan(found, _folder(run, out, f"{text}{changes}{found.step}"))
+        found = _shown(found, panel or [], like, (low, high))
+        summary = _write_scan(found, _folder(run, out, f"{text}{changes}{panel}{found.step}"))
     else:
         words = [word.strip() for word in (around or "").split(",") if word.strip()]
         asked: dict[str, Any] = {"words": words, "corpus": corpus, "texts": texts, "swap": swap or []}
@@ -74,11 +75,13 @@ def _scan(
     return scan(model, tokenizer, text, changes=changes, patch_text=patch_text, instruments=instruments, known=known)
 
 
-def _scaled(found: Scan, like: Path | None, low: float | None, high: float | None) -> Scan:
-    from homunculi.runs.scans import read_scan, scaled_like, scaled_to
+def _shown(found: Scan, panels: list[str], like: Path | None, ends: tuple[float | None, float | None]) -> Scan:
+    """The panels that are asked for, with the colour scales that are."""
+    from homunculi.runs.scans import read_scan, scaled_like, scaled_to, with_panels
 
+    found = with_panels(found, panels)
     found = scaled_like(found, read_scan(like)) if like is not None else found
-    return scaled_to(found, low, high) if low is not None or high is not None else found
+    return found if ends == (None, None) else scaled_to(found, *ends)
 
 
 def _folder(run: Path, out: Path | None, key: str) -> Path:

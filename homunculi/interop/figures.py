@@ -84,7 +84,8 @@ def draw_scan(scan: Scan) -> dict[str, bytes]:
         InputError: matplotlib is not installed.
     """
     heights = [max(_ROW * len(panel.rows), _TITLE) + _GAP for panel in scan.panels]
-    side = (WIDTH - 60 - 24 * (_MAPS - 1)) / _MAPS
+    across = min(max(len(scan.attention), 4), _MAPS)
+    side = (WIDTH - 30 - _RIGHT - 24 * (across - 1)) / across
     below = 62 + side if scan.attention else 20
     sheet = Sheet(WIDTH, round(_TOP + _BARS + _WORDS + sum(heights) + below))
     name = f"{scan.run or 'model'}, step {scan.step:,}"

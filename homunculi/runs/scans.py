@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,19 @@ class Scan:
     def panel(self, name: str) -> Panel | None:
         """The panel of that name, if there is one."""
         return next((panel for panel in self.panels if panel.name == name), None)
+
+
+def with_panels(scan: Scan, names: Sequence[str]) -> Scan:
+    """The scan with these panels alone, in this order; none named: as it is.
+
+    Raises:
+        InputError: it has no panel of that name; those that it has are listed.
+    """
+    missing = [name for name in names if scan.panel(name) is None]
+    if missing:
+        raise InputError(f"{missing[0]}: no such panel; there are {', '.join(panel.name for panel in scan.panels)}")
+    chosen = tuple(panel for name in names for panel in scan.panels if panel.name == name)
+    return replace(scan, panels=chosen) if names else scan
 
 
 def scaled_to(scan: Scan, low: float | None, high: float | None) -> Scan:

@@ -81,6 +81,7 @@ def test_words_and_orders_give_averages_and_distances(cli: Callable[..., Any], f
         (("--text", "a", "--change", "depth=2"), "change: depth=2: this model has no passes"),
         (("--text", "a", "--change", "embed=patched"), "there is no other text to patch from"),
         (("--text", "a", "--instrument", "sonar"), "sonar: no such instrument"),
+        (("--text", "a", "--panel", "spin"), "spin: no such panel; there are update"),
         (("--text", "a", "--step", 5), "no checkpoint of step 5; there are"),
         (("--text", "a", "--like", "nowhere.json"), "nowhere.json: no such file"),
         (("--swap", "the of"), "swap: 'the of' has no two words"),

@@ -23,6 +23,7 @@ from homunculi.runs.scans import (
     scaled_to,
     scan_from_json,
     scan_to_json,
+    with_panels,
     write_scan,
 )
 from homunculi.runs.shades import LEVELS, colours, level
@@ -116,6 +117,9 @@ def test_scales_are_set_or_taken_from_another_scan() -> None:
     assert scaled_to(made(), None, 4.0).panels[0].low == 0.5
     again = scaled_like(made(), wide)
     assert again.panels[0].high == 2.0 and again.panels[0].values is not wide.panels[0].values
+    assert [panel.name for panel in with_panels(made(), ["depth", "gain"]).panels] == ["depth", "gain"]
+    with pytest.raises(InputError, match="spin: no such panel; there are gain, depth"):
+        with_panels(made(), ["spin"])
     with pytest.raises(InputError, match="let --low be below --high"):
         scaled_to(made(), 3.0, 1.0)
 
