@@ -9,7 +9,7 @@ Legend: B batch (one row here), T tokens, R rows, H heads, E experts, D width.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -35,6 +35,7 @@ _POOLED = {
     "memory.write": "heads",
 }
 _TOGETHER = {"prefrontal.open_experts": "inhibition", "prefrontal.open_heads": "inhibition"}
+_COMPUTED = ("depth", "experts", "update", "attention entropy")  # names of panels that are no tap's
 _SMALLEST_SPAN = 0.02  # of a colour scale around a neutral value: less is drawn as nothing
 _MOST_ROWS = 64
 _MOST = 0.99  # share of the values that a colour scale is made for
@@ -53,6 +54,7 @@ class _Look:
 _LOOKS = {
     "control.gain": _Look("Gain of the update", "factor"),
     "control.precision": _Look("Precision of attention", "factor"),
+    "control.depth": _Look("Passes asked for", "passes"),
     "control.gate": _Look("Gate of the feed-forward", "factor"),
     "amygdala.salience": _Look("Salience", "0 to 1", 0.0, 1.0),
     "amygdala.forecast": _Look("Forecast of surprise", "ln V nats"),
@@ -106,6 +108,15 @@ def label_of(schedule: Schedule, step: int) -> str:
     return f"pass {repeat_of(schedule, step) + 1}{several}"
 
 
+def whole(seen: Mapping[str, Tensor], n_tokens: int) -> dict[str, Tensor]:
+    """The taps that show every token at its place, and not only those that take part, one after the other."""
+
+    def places(name: str, tensor: Tensor) -> tuple[int, ...]:
+        return tuple(tensor.shape[-2:] if site_of(name) == "attn.pattern" else tensor.shape[1:2])
+
+    return {name: tensor for name, tensor in seen.items() if set(places(name, tensor)) == {n_tokens}}
+
+
 def presence(seen: Mapping[str, Tensor]) -> dict[int, np.ndarray]:
     """Which tokens each step takes, (T,): taps show zeros where a token does not take part."""
     found: dict[int, np.ndarray] = {}
@@ -129,7 +140,10 @@ def panels_of(model: LanguageModel, taps: Sequence[TapInfo], seen: Mapping[str, 
             rows = _rows(name, tensor, schedule, present)
             groups.setdefault(_TOGETHER.get(site, site), []).extend(rows)
     neutral = {signal.pattern: signal.neutral for signal in signals_of(model)}
-    found = [_panel(site, rows, _neutral_of(site, list(seen), neutral)) for site, rows in groups.items() if rows]
+    found: list[Panel] = []
+    for site, rows in groups.items():
+        taken = {*_COMPUTED, *(panel.name for panel in found)}
+        found.append(_panel(site, rows, _neutral_of(site, list(seen), neutral), taken))
     extra = [_depth(model, seen, schedule), _experts(seen, schedule), _updates(seen, schedule, present)]
     found += [panel for panel in extra if panel is not None]
     return sorted(found, key=lambda panel: panel.name != "depth")
@@ -165,9 +179,13 @@ def _neutral_of(site: str, names: Sequence[str], known: Mapping[str, float]) -> 
     return None
 
 
-def _panel(site: str, rows: Sequence[tuple[str, np.ndarray]], neutral: float | None) -> Panel:
+def _panel(
+    site: str, rows: Sequence[tuple[str, np.ndarray]], neutral: float | None, taken: Collection[str] = ()
+) -> Panel:
+    """The panel of a site; its name is the site's last word unless that is `taken`."""
     word = site.rsplit(".", 1)[-1]
     plain = word if not site.startswith("paths.") else site.removeprefix("paths.").replace(".", " ")
+    plain = site.replace(".", " ") if plain in taken else plain
     look = _LOOKS.get(site, _Look(plain.replace("_", " ").capitalize(), "level" if "packet." in site else ""))
     shown = list(rows)[:_MOST_ROWS]
     values = np.stack([row for _, row in shown])

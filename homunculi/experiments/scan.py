@@ -24,7 +24,7 @@ from homunculi.core.model import LanguageModel
 from homunculi.core.taps import TapInfo
 from homunculi.errors import InputError
 from homunculi.experiments.changing import changed
-from homunculi.experiments.panels import attention_of, entropy_of, label_of, panels_of, wanted
+from homunculi.experiments.panels import attention_of, entropy_of, label_of, panels_of, wanted, whole
 from homunculi.instruments.hooks import taps_of
 from homunculi.instruments.observing import measure, observe, suitable
 from homunculi.runs.directory import open_run
@@ -110,9 +110,10 @@ def scan(
         measured = measure(chosen, seen)
     ids = ids_BT[0].tolist()
     words = labels(tokenizer, ids)
-    attention = attention_of(seen.taps, model.schedule)
+    shown = whole(seen.taps, len(ids))
+    attention = attention_of(shown, model.schedule)
     with torch.no_grad():
-        lens = lens_of(model, seen.taps, ids, tokenizer)
+        lens = lens_of(model, shown, ids, tokenizer)
     entropy = entropy_of(attention)
     surprisals: list[float | None] = [None, *seen.surprisals[0].tolist()]
     found = Scan(
@@ -120,11 +121,11 @@ def scan(
         step=int((known or {}).get("step", 0)),
         text=text,
         tokens=tuple(Token(i, w, s) for i, w, s in zip(ids, [START, *words[1:]], surprisals, strict=True)),
-        panels=(*panels_of(model, taps, seen.taps), *([entropy] if entropy else [])),
+        panels=(*panels_of(model, taps, shown), *([entropy] if entropy else [])),
         attention=tuple(attention),
         lens=tuple(lens),
         changes=tuple(changes),
-        notes=_notes(taps, [name for name in instruments if name not in measured]),
+        notes=_notes(taps, len(shown) < len(seen.taps), [name for name in instruments if name not in measured]),
     )
     return replace(found, measures=tuple(_measured(one) for one in measured.values()))
 
@@ -141,7 +142,7 @@ def tracks_of(
     taps = taps_of(model)
     with changed(model, changes):
         seen = observe(model, ids_BT, [name for name in wanted(taps, model.schedule) if "attn." not in name])
-    panels = panels_of(model, taps, seen.taps)
+    panels = panels_of(model, taps, whole(seen.taps, ids_BT.shape[1]))
     names = ["surprisal", *(f"{panel.title}, {row}" for panel in panels for row in panel.rows)]
     surprisal_T = np.concatenate([[np.nan], seen.surprisals[0].double().cpu().numpy()])
     return names, np.concatenate([surprisal_T[None], *(panel.values for panel in panels)])
@@ -186,8 +187,10 @@ def lens_of(model: LanguageModel, seen: Mapping[str, Tensor], ids: Sequence[int]
     return found
 
 
-def _notes(taps: Sequence[TapInfo], silent: Sequence[str]) -> tuple[str, ...]:
+def _notes(taps: Sequence[TapInfo], partial: bool, silent: Sequence[str]) -> tuple[str, ...]:
     notes = []
+    if partial:
+        notes.append("Steps that show only the tokens which take part, without their places, are left out.")
     if any(tap.name.endswith("router.taking") for tap in taps):
         notes.append(
             "Blank: the token does not take that pass. The lens shows it as the last step that took it left it."

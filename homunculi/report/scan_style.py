@@ -6,7 +6,7 @@ from homunculi.runs.shades import colours
 
 
 def _rules(dark: bool) -> str:
-    return " ".join(f".{name} {{ fill: {colour}; }}" for name, colour in colours(dark).items())
+    return " ".join(f".tracks .{name} {{ fill: {colour}; }}" for name, colour in colours(dark).items())
 
 
 SCAN_STYLE = (

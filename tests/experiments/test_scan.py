@@ -14,7 +14,7 @@ from homunculi.experiments.panels import label_of
 from homunculi.experiments.scan import START, scan, tracks_of
 from homunculi.experiments.subject import add_noise
 from homunculi.instruments.hooks import run_with_cache
-from homunculi.models import build, names
+from homunculi.models import build, get, names
 from homunculi.runs.scans import scan_from_json, scan_to_json
 from homunculi.text.tokenizers import ByteTokenizer
 
@@ -53,6 +53,14 @@ def test_any_architecture_is_scanned_and_written_out(name: str) -> None:
     assert [a.label for a in found.attention] == [label_of(built.schedule, i) for i in range(len(built.schedule))]
     for attention in found.attention:
         assert not np.triu(attention.values, 1).any()
+
+
+@pytest.mark.parametrize("variant", range(len(get("mor").variants)))
+def test_panels_have_names_of_their_own_whatever_routes(variant: int) -> None:
+    built = model("mor", **({"d_model": 16} | dict(get("mor").variants[variant])))
+    found = [panel.name for panel in scan(built, ByteTokenizer(), TEXT).panels]
+    assert len(set(found)) == len(found) and "depth" in found
+    assert ("control depth" in found) == (built.config.router == "token_choice")
 
 
 def test_surprisal_is_of_the_token_itself_and_the_lens_of_the_last_layer_is_the_models_answer() -> None:
@@ -97,6 +105,15 @@ def test_tokens_that_skip_a_pass_are_blank_in_it(name: str) -> None:
         assert experts is not None and experts.rows[0] == "pass 1, expert 1"
         shares = experts.values[: built.config.n_experts]
         np.testing.assert_allclose(shares.sum(0), 1)
+
+
+def test_steps_that_show_some_tokens_alone_are_left_out_and_it_is_said() -> None:
+    built = model("mor_published", max_seq_len=32)
+    text = "a text of some length, please"
+    found = scan(built, ByteTokenizer(), text)
+    assert {panel.values.shape[1] for panel in found.panels} == {len(text) + 1}
+    assert any("are left out" in note for note in found.notes) and len(found.lens) < len(built.schedule)
+    assert not scan(model("mor"), ByteTokenizer(), TEXT).notes[0].startswith("Steps that show")
 
 
 def test_changes_are_seen_and_named() -> None:
