@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Every reason a test of this suite may be skipped for. Nothing else is skipped.
 SKIPS = {
+    "matplotlib": "matplotlib is not installed: pip install 'homunculi[report]' brings it",
     "datasets": "datasets is not installed: pip install 'homunculi[data]' brings it",
     "transformers": "transformers is not installed: pip install 'homunculi[hf]' brings it",
     "triton": "no interpreter of kernels: install triton and set TRITON_INTERPRET=1",

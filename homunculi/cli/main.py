@@ -25,6 +25,7 @@ VERBS = (
     "claims",
     "ablate",
     "scale",
+    "scan",
     "report",
     "bench",
     "list",

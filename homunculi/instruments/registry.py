@@ -15,7 +15,7 @@ from homunculi.errors import InputError
 from homunculi.runs.measures import Measurement, View
 
 Reads = Literal["forward", "update"]
-_NOT_INSTRUMENTS = {"registry", "observation", "observing", "stream", "tokenwise"}
+_NOT_INSTRUMENTS = {"registry", "observation", "observing", "stream", "tokenwise", "hooks"}
 _REGISTERED: dict[str, Instrument] = {}
 
 

@@ -35,7 +35,8 @@ class TrainConfig:
             micro-batches. off: if a graph takes too much memory.
         deterministic: ask for algorithms that give the same bits on a GPU too (the CPU's do by themselves).
         interventions: signals that are held or shuffled in training and evaluation, for ablations: each
-            ``PATTERN=neutral:NUMBER`` or ``PATTERN=shuffled`` (`homunculi.train.interventions`).
+            ``PATTERN=neutral:NUMBER``, ``PATTERN=scaled:NUMBER`` or ``PATTERN=shuffled``
+            (`homunculi.train.interventions`).
     """
 
     optimizer: Literal["adamw", "muon"] = "adamw"

@@ -1,13 +1,13 @@
 """Signals that are held, or say what they say of another token, while a run trains and whenever it is evaluated.
 
-``PATTERN=neutral:1.0`` puts one number in the place of all that passes the taps of that pattern. ``PATTERN=shuffled``
-gives each token the signal of an earlier token of its own sequence. How far back follows from the position alone, by a
-fixed mixing of its number that gives every earlier position about the same chance; the first token keeps its own. So
-the values are those that the model makes, nothing comes from a later token or from another sequence, and what a signal
-says about its token is lost. Gradients go back to where a signal was made. Where only some tokens pass a tap, signals
-are exchanged among those.
+``PATTERN=neutral:1.0`` puts one number in the place of all that passes the taps of that pattern, ``PATTERN=scaled:0.5``
+multiplies it (a score of −∞, which says that nothing is there, stays). ``PATTERN=shuffled`` gives each token the signal
+of an earlier token of its own sequence. How far back follows from the position alone, by a fixed mixing of its number
+that gives every earlier position about the same chance; the first token keeps its own. So the values are those that the
+model makes, nothing comes from a later token or from another sequence, and what a signal says about its token is lost.
+Gradients go back to where a signal was made. Where only some tokens pass a tap, signals are exchanged among those.
 
-Both are part of what the model computes: its loss in training, every evaluation, its certificate.
+All are part of what the model computes: its loss in training, every evaluation, its certificate.
 
 Legend: B batch, T positions.
 """
@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,35 +35,63 @@ _FIELD = "train.interventions"
 _FORWARD = ("ids_BT", "taps", "cache", "documents_BT")
 
 
-@dataclass(frozen=True, slots=True)
-class Intervention:
-    """What is done at the taps of a pattern: a number in place of the signal; None shuffles it."""
+class Change(Protocol):
+    """What is done at the taps of a pattern."""
 
-    pattern: str
-    value: float | None
+    @property
+    def pattern(self) -> str: ...
 
     @property
     def shuffles(self) -> bool:
-        return self.value is None
+        """Whether it needs earlier tokens of the sequence, which a cache does not keep."""
+        ...
+
+    def apply(self, name: str, tensor: Tensor, present_BT: Tensor | None) -> Tensor:
+        """What goes on in the place of what passes a tap; `present_BT`: who passes, None: every token."""
+        ...
 
 
-def read_intervention(text: str) -> Intervention:
-    """``PATTERN=neutral:NUMBER`` or ``PATTERN=shuffled`` as a value.
+@dataclass(frozen=True, slots=True)
+class Intervention:
+    """A `Change`: a number in place of the signal (neutral), the signal times a number (scaled), or shuffled."""
+
+    pattern: str
+    kind: Literal["neutral", "scaled", "shuffled"]
+    value: float = 0.0
+
+    @property
+    def shuffles(self) -> bool:
+        return self.kind == "shuffled"
+
+    def apply(self, name: str, tensor: Tensor, present_BT: Tensor | None) -> Tensor:
+        if self.kind == "shuffled":
+            return shuffled(tensor, present_BT)
+        if self.kind == "neutral":  # filled rather than made anew: what made the signal gets a gradient, of zero
+            return tensor.masked_fill(torch.ones_like(tensor, dtype=torch.bool), self.value)
+        if not tensor.is_floating_point():
+            raise InputError(f"{self.pattern}=scaled: {name} passes no quantities; write neutral:NUMBER")
+        return torch.where(tensor.isneginf(), tensor, tensor * self.value)
+
+
+def read_intervention(text: str, field: str = _FIELD) -> Intervention:
+    """``PATTERN=neutral:NUMBER``, ``PATTERN=scaled:NUMBER`` or ``PATTERN=shuffled`` as a value.
 
     Raises:
-        InputError: it is neither.
+        InputError: it is none of them; the message begins with `field`.
     """
     pattern, _, action = text.partition("=")
     kind, _, number = action.partition(":")
     if pattern and action == "shuffled":
-        return Intervention(pattern, None)
+        return Intervention(pattern, "shuffled")
     try:
-        value = float(number) if pattern and kind == "neutral" else math.nan
+        value = float(number) if pattern else math.nan
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
-        raise InputError(f"{_FIELD}: {text}: write PATTERN=neutral:NUMBER or PATTERN=shuffled")
-    return Intervention(pattern, value)
+    if math.isfinite(value) and kind == "neutral":
+        return Intervention(pattern, "neutral", value)
+    if math.isfinite(value) and kind == "scaled":
+        return Intervention(pattern, "scaled", value)
+    raise InputError(f"{field}: {text}: write PATTERN=neutral:NUMBER, PATTERN=scaled:NUMBER or PATTERN=shuffled")
 
 
 class Interventions:
@@ -78,7 +106,7 @@ class Interventions:
 
     def __init__(
         self,
-        changes: Mapping[str, tuple[Intervention, ...]],
+        changes: Mapping[str, tuple[Change, ...]],
         others: TapPoint = NO_TAPS,
         prefix: str = "",
         present_BT: Tensor | None = None,
@@ -87,10 +115,7 @@ class Interventions:
 
     def __call__(self, site: str, tensor: Tensor) -> Tensor:
         for change in self.changes.get(self.prefix + site, ()):
-            if change.value is None:
-                tensor = shuffled(tensor, self.present_BT)
-            else:  # filled rather than made anew: what made the signal gets a gradient, of zero
-                tensor = tensor.masked_fill(torch.ones_like(tensor, dtype=torch.bool), change.value)
+            tensor = change.apply(self.prefix + site, tensor, self.present_BT)
         return self.others(site, tensor)
 
     def at(self, step: int) -> Interventions:
@@ -100,8 +125,10 @@ class Interventions:
         return self.prefix + site in self.changes or self.others.wants(site)
 
     def among(self, present_BT: Tensor) -> Interventions:
-        """The same, where only some tokens pass."""
-        return Interventions(self.changes, self.others, self.prefix, present_BT)
+        """The same, where only some tokens pass; the others are told where they ask for it."""
+        told = getattr(self.others, "among", None)
+        others = self.others if told is None else told(present_BT)
+        return Interventions(self.changes, others, self.prefix, present_BT)
 
     def before(self, others: TapPoint) -> Interventions:
         """The same in front of other taps, at the top of a model."""
@@ -164,29 +191,40 @@ def taps_of(model: Any) -> tuple[TapInfo, ...]:
         return tuple(catalogue(get(name_of(model)).model_type(model)))
 
 
-def _resolved(asked: Sequence[Intervention], taps: Sequence[TapInfo]) -> dict[str, tuple[Intervention, ...]]:
-    """Names of taps with what is done there."""
+def _resolved(asked: Sequence[Change], taps: Sequence[TapInfo]) -> dict[str, tuple[Change, ...]]:
+    """`resolve` for what is part of a training run."""
+    changes = resolve(asked, taps, _FIELD)
+    outside = next((name for name in changes if name.startswith("readout.")), None)
+    if outside is not None:
+        raise InputError(
+            f"{_FIELD}: {outside} is of the read-out, which training computes by itself; choose a tap before it"
+        )
+    return changes
+
+
+def resolve(asked: Sequence[Change], taps: Sequence[TapInfo], field: str) -> dict[str, tuple[Change, ...]]:
+    """Names of taps with what is done there.
+
+    Raises:
+        InputError: no such tap (near ones are listed), or one at which it cannot be done.
+    """
     try:
         require_names([one.pattern for one in asked], [tap.name for tap in taps])
     except InputError as error:
-        raise InputError(f"{_FIELD}: {error}") from None
-    changes: dict[str, tuple[Intervention, ...]] = {}
+        raise InputError(f"{field}: {error}") from None
+    changes: dict[str, tuple[Change, ...]] = {}
     for one in asked:
         for tap in taps:
             if fnmatchcase(tap.name, one.pattern):
-                _check(one, tap)
+                _check(one, tap, field)
                 changes[tap.name] = (*changes.get(tap.name, ()), one)
     return changes
 
 
-def _check(one: Intervention, tap: TapInfo) -> None:
-    if tap.name.startswith("readout."):
-        raise InputError(
-            f"{_FIELD}: {tap.name} is of the read-out, which training computes by itself; choose a tap before it"
-        )
+def _check(one: Change, tap: TapInfo, field: str) -> None:
     if one.shuffles and tap.shape[:2] != ("B", "T"):
         shape = ", ".join(map(str, tap.shape))
-        raise InputError(f"{_FIELD}: {tap.name} has shape ({shape}); only what each token has, (B, T, …), is shuffled")
+        raise InputError(f"{field}: {tap.name} has shape ({shape}); only what each token has, (B, T, …), is shuffled")
 
 
 def _put_first(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:

@@ -58,10 +58,22 @@ def seen(built: LanguageModel, pattern: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "control.gain", "=shuffled", "control.gain=mixed", "x=neutral", "x=neutral:", "x=neutral:nan"],
+    [
+        "",
+        "control.gain",
+        "=shuffled",
+        "control.gain=mixed",
+        "x=neutral",
+        "x=neutral:",
+        "x=neutral:nan",
+        "x=scaled:inf",
+        "=scaled:1",
+    ],
 )
 def test_what_is_no_intervention_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match=r"train\.interventions: .*write PATTERN=neutral:NUMBER or PATTERN=shuffled"):
+    with pytest.raises(
+        InputError, match=r"train\.interventions: .*write PATTERN=neutral:NUMBER, PATTERN=scaled:NUMBER or .*shuffled"
+    ):
         TrainConfig(interventions=(text,))
 
 
@@ -94,6 +106,13 @@ def test_a_held_signal_is_neutral_in_training_and_evaluation() -> None:
     assert losses.statistics["signal/gain/mean"] == 1 and losses.statistics["signal/gate/variance"] > 0
     losses.cross_entropy.backward()
     assert all(p.grad is not None for p in built.parameters())  # what several processes need
+
+
+def test_a_scaled_signal_is_a_multiple_and_what_is_hidden_stays_hidden() -> None:
+    plain, halved = model("ncn"), model("ncn", "control.gain=scaled:0.5", "steps.0.attn.scores=scaled:0")
+    assert torch.equal(seen(halved, "control.gain")["control.gain"], seen(plain, "control.gain")["control.gain"] / 2)
+    scores = seen(halved, "steps.0.attn.scores")["steps.0.attn.scores"]
+    assert scores.isneginf().any() and (scores[~scores.isneginf()] == 0).all()
 
 
 def test_a_shuffled_signal_is_an_earlier_tokens_and_the_rest_of_the_model_hears_it() -> None:

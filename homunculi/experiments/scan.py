@@ -1,0 +1,215 @@
+"""The brain scan: what a model did with one text, signal by signal, layer or pass by layer or pass, token by token.
+
+    model, tokenizer, name, step = open_run_for_scan(run)
+    found = scan(model, tokenizer, "Once upon a time", run=name, step=step)
+
+A text begins after the end-of-text token, as where a model writes; that token is the first of the scan, ⟨start⟩. The
+text is read once, in evaluation mode, on the model's device.
+
+Legend: B batch (one row), T tokens, D width, V vocabulary, K words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from homunculi.core.model import LanguageModel
+from homunculi.core.taps import TapInfo
+from homunculi.errors import InputError
+from homunculi.experiments.changing import changed
+from homunculi.experiments.panels import attention_of, entropy_of, label_of, panels_of, wanted, whole
+from homunculi.instruments.hooks import taps_of
+from homunculi.instruments.observing import measure, observe, suitable
+from homunculi.runs.directory import open_run
+from homunculi.runs.measures import Stored
+from homunculi.runs.scans import Lens, Scan, Token, numbers
+from homunculi.text.labels import labels
+from homunculi.text.tokenizers import Tokenizer, byte_lengths, load_tokenizer
+from homunculi.train.checkpoint import checkpoints
+from homunculi.train.loading import load
+
+START = "⟨start⟩"
+WORDS = 5  # of the lens, a token
+
+
+def open_run_for_scan(run: Path | str, step: int | None = None) -> tuple[LanguageModel, Tokenizer, str, int]:
+    """The model of a run, its tokenizer, the run's name, and the step of the checkpoint.
+
+    Raises:
+        InputError: as `homunculi.load`, or the run has no tokenizer.
+    """
+    opened = open_run(run)
+    present = [step] if step is not None else [*reversed(checkpoints(opened.path / "checkpoints")), None]
+    for at in present:
+        try:
+            model = load(run, at)
+        except InputError:
+            if at is None or step is not None:
+                raise
+            continue
+        return model, load_tokenizer(opened.path), str(opened.info().get("name") or opened.path.name), at or 0
+    raise InputError(f"{run}: no checkpoint")
+
+
+def ids_of(model: LanguageModel, tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a text after the start, as a scan reads it.
+
+    Raises:
+        InputError: it is empty, or longer than the model reads.
+    """
+    found = tokenizer.encode(text)
+    if not found:
+        raise InputError("text: is empty; give at least one word")
+    longest = model.config.max_seq_len
+    if len(found) + 1 > longest:
+        raise InputError(f"text: {len(found)} tokens and the start are more than the {longest} that this model reads")
+    return [tokenizer.eot_id, *found]
+
+
+def scan(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    text: str,
+    *,
+    changes: Sequence[str] = (),
+    patch_text: str | None = None,
+    instruments: Sequence[str] = (),
+    known: Mapping[str, Any] | None = None,
+) -> Scan:
+    """Scan a text.
+
+    Args:
+        changes: what is changed in the model meanwhile (`homunculi.experiments.changing`).
+        patch_text: the other text that ``PATTERN=patched`` takes from; as many tokens as `text`.
+        instruments: names of instruments whose measurements are added.
+        known: `run` and `step`, which the scan carries.
+
+    Raises:
+        InputError: the text is empty or too long, or a change or an instrument is none. One line.
+    """
+    ids_BT = torch.tensor([ids_of(model, tokenizer, text)], device=next(model.parameters()).device)
+    taps = taps_of(model)
+    chosen = suitable(model, instruments) if instruments else []
+    patterns = [*wanted(taps, model.schedule), *(pattern for one in chosen for pattern in one.taps)]
+    with changed(model, changes, _source(model, tokenizer, patch_text, changes)):
+        seen = observe(
+            model,
+            ids_BT,
+            patterns,
+            step=int((known or {}).get("step", 0)),
+            pieces=tuple(labels(tokenizer, range(tokenizer.vocab_size))) if chosen else (),
+            byte_lengths=tuple(map(int, byte_lengths(tokenizer))) if chosen else (),
+        )
+        measured = measure(chosen, seen)
+    ids = ids_BT[0].tolist()
+    words = labels(tokenizer, ids)
+    shown = whole(seen.taps, len(ids))
+    attention = attention_of(shown, model.schedule)
+    with torch.no_grad():
+        lens = lens_of(model, shown, ids, tokenizer)
+    entropy = entropy_of(attention)
+    surprisals: list[float | None] = [None, *seen.surprisals[0].tolist()]
+    found = Scan(
+        run=str((known or {}).get("run", "")),
+        step=int((known or {}).get("step", 0)),
+        text=text,
+        tokens=tuple(Token(i, w, s) for i, w, s in zip(ids, [START, *words[1:]], surprisals, strict=True)),
+        panels=(*panels_of(model, taps, shown), *([entropy] if entropy else [])),
+        attention=tuple(attention),
+        lens=tuple(lens),
+        changes=tuple(changes),
+        notes=_notes(taps, len(shown) < len(seen.taps), [name for name in instruments if name not in measured]),
+    )
+    return replace(found, measures=tuple(_measured(one) for one in measured.values()))
+
+
+def tracks_of(
+    model: LanguageModel, tokenizer: Tokenizer, text: str, changes: Sequence[str] = ()
+) -> tuple[list[str], np.ndarray]:
+    """Every signal of a text as one line: names, and values (S, T) with NaN where there are none. Surprisal is first.
+
+    Raises:
+        InputError: as `scan`.
+    """
+    ids_BT = torch.tensor([ids_of(model, tokenizer, text)], device=next(model.parameters()).device)
+    taps = taps_of(model)
+    with changed(model, changes):
+        seen = observe(model, ids_BT, [name for name in wanted(taps, model.schedule) if "attn." not in name])
+    panels = panels_of(model, taps, whole(seen.taps, ids_BT.shape[1]))
+    names = ["surprisal", *(f"{panel.title}, {row}" for panel in panels for row in panel.rows)]
+    surprisal_T = np.concatenate([[np.nan], seen.surprisals[0].double().cpu().numpy()])
+    return names, np.concatenate([surprisal_T[None], *(panel.values for panel in panels)])
+
+
+def _source(
+    model: LanguageModel, tokenizer: Tokenizer, patch_text: str | None, changes: Sequence[str]
+) -> Mapping[str, Tensor] | None:
+    """What the other text passed, of the taps that are patched."""
+    patterns = [text.removesuffix("=patched") for text in changes if text.endswith("=patched")]
+    if patch_text is None or not patterns:
+        return None
+    ids_BT = torch.tensor([ids_of(model, tokenizer, patch_text)], device=next(model.parameters()).device)
+    return observe(model, ids_BT, patterns).taps
+
+
+def lens_of(model: LanguageModel, seen: Mapping[str, Tensor], ids: Sequence[int], tokenizer: Tokenizer) -> list[Lens]:
+    """What the read-out makes of the state after each step: the likeliest words, and the rank of what came.
+
+    A token that a step does not take has the state that the last step which took it left.
+    """
+    state_TD: Tensor | None = None
+    next_T = torch.tensor(ids[1:], device=next(model.parameters()).device)
+    found: list[Lens] = []
+    pieces: dict[int, str] = {}
+    for step in range(len(model.schedule)):
+        after_BTD = seen.get(f"steps.{step}.resid_post")
+        if after_BTD is None:
+            continue
+        there_T1 = after_BTD[0].ne(0).any(-1, keepdim=True)
+        state_TD = after_BTD[0] if state_TD is None else torch.where(there_T1, after_BTD[0], state_TD)
+        logits_TV = model.readout(state_TD[None])[0].float()
+        top = logits_TV.softmax(-1).topk(min(WORDS, logits_TV.shape[-1]), dim=-1)
+        true_T1 = logits_TV[:-1].gather(1, next_T[:, None])
+        rank: list[int | None] = [*(1 + logits_TV[:-1].gt(true_T1).sum(-1)).tolist(), None]
+        indices = top.indices.tolist()
+        for token in {token for row in indices for token in row} - pieces.keys():
+            pieces[token] = labels(tokenizer, [token])[0]
+        rows = zip(indices, top.values.tolist(), strict=True)
+        words = tuple(tuple((pieces[i], p) for i, p in zip(at, ps, strict=True)) for at, ps in rows)
+        found.append(Lens(step, label_of(model.schedule, step), words, tuple(rank)))
+    return found
+
+
+def _notes(taps: Sequence[TapInfo], partial: bool, silent: Sequence[str]) -> tuple[str, ...]:
+    notes = []
+    if partial:
+        notes.append("Steps that show only the tokens which take part, without their places, are left out.")
+    if any(tap.name.endswith("router.taking") for tap in taps):
+        notes.append(
+            "Blank: the token does not take that pass. The lens shows it as the last step that took it left it."
+        )
+    notes += [f"{name}: nothing to measure in this model." for name in silent]
+    return tuple(notes)
+
+
+def _measured(stored: Stored) -> dict[str, Any]:
+    """A measurement as a scan's JSON has it."""
+    found = stored.measurement
+    return {
+        "instrument": stored.instrument,
+        "view": stored.view,
+        "title": stored.title,
+        "question": stored.question,
+        "units": dict(found.units),
+        "notes": list(found.notes),
+        "axes": {name: list(axes) for name, axes in found.axes.items()},
+        "labels": {axis: list(names) for axis, names in found.labels.items()},
+        "values": {name: numbers(value) for name, value in found.values.items()},
+    }
