@@ -26,6 +26,7 @@ VERBS = (
     "ablate",
     "scale",
     "report",
+    "serve",
     "bench",
     "list",
     "taps",
