@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from array import array
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,9 @@ LIMIT = 500
 KEPT = 20_000_000
 _AXES = ("step", "tokens", "seconds")
 _NOT_DRAWN = frozenset({"step", "nonfinite"})
+_STEP = re.compile(rb'"step"\s*:\s*(\d{1,15})\s*[,}]')
+_KEY = re.compile(rb'"([^"\\\n]{1,200})"\s*:')
+_HEAD, _TAIL = 1 << 16, 1 << 19
 
 Floats = NDArray[np.float64]
 
@@ -36,13 +42,18 @@ class Column:
 class Columns:
     """The metrics file of one run, read on from where the last call ended.
 
+    Args:
+        wanted: read only these metrics, many times faster than all of them. Their numbers are found in the text of a
+            line: lines are flat objects, and quotes in strings are escaped, so a quoted name before a colon is a key.
+
     Attributes:
         n_lines: whole lines read; n_damaged: of these, lines that are no JSON object with a step.
         torn: whether the file ends in the middle of a line.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, wanted: Iterable[str] | None = None) -> None:
         self.path = path
+        self._patterns = None if wanted is None else [(name, _pattern(name)) for name in wanted if name != "step"]
         self.columns: dict[str, Column] = {}
         self.n_lines = self.n_damaged = self.n_numbers = 0
         self.torn = False
@@ -105,6 +116,9 @@ class Columns:
         if not line.strip():
             return
         self.n_lines += 1
+        if self._patterns is not None:
+            self._pick(line, self._patterns)
+            return
         try:
             values = json.loads(line)
             step = values["step"]
@@ -118,11 +132,22 @@ class Columns:
             if name not in _NOT_DRAWN:
                 self._put(name, step, value)
 
+    def _pick(self, line: bytes, patterns: list[tuple[str, re.Pattern[bytes]]]) -> None:
+        step = _STEP.search(line)
+        if step is None or not (line.startswith(b"{") and line.rstrip().endswith(b"}")):
+            self.n_damaged += 1
+            return
+        for name, pattern in patterns:
+            if found := pattern.search(line):
+                self._put(name, int(step[1]), None if found[1] == b"null" else float(found[1]))
+
     def _put(self, name: str, step: int, value: Any) -> None:
         size = number(value)
         if size is None and value is not None:
             return
-        column = self.columns.setdefault(name, Column())
+        column = self.columns.get(name)
+        if column is None:
+            column = self.columns[name] = Column()
         column.steps.append(step)
         column.values.append(float("nan") if size is None else size)
         self.n_numbers += 1
@@ -138,14 +163,24 @@ class Shelf:
 
     def __init__(self, kept: int = KEPT) -> None:
         self._kept = kept
-        self._of: OrderedDict[Path, tuple[Columns, threading.Lock]] = OrderedDict()
+        self._of: OrderedDict[tuple[Any, ...], tuple[Columns, threading.Lock]] = OrderedDict()
         self._lock = threading.Lock()
 
     def read(self, path: Path, names: list[str], axis: str) -> tuple[Columns, dict[str, tuple[Floats, Floats]]]:
         """The columns of a metrics file as of now, and some of its lines, taken in one turn."""
+        return self._read((path,), Columns(path), names, axis)
+
+    def pick(self, path: Path, name: str, axis: str) -> tuple[Floats, Floats]:
+        """One line of a metrics file as of now, without reading the others."""
+        wanted = (name, axis)
+        return self._read((path, *wanted), Columns(path, wanted), [name], axis)[1][name]
+
+    def _read(
+        self, key: tuple[Any, ...], fresh: Columns, names: list[str], axis: str
+    ) -> tuple[Columns, dict[str, tuple[Floats, Floats]]]:
         with self._lock:
-            columns, turn = self._of.setdefault(path, (Columns(path), threading.Lock()))
-            self._of.move_to_end(path)
+            columns, turn = self._of.setdefault(key, (fresh, threading.Lock()))
+            self._of.move_to_end(key)
         with turn:
             columns.follow()
             lines = {name: columns.line(name, axis) for name in names}
@@ -163,14 +198,14 @@ class Shelf:
 def thinned(x: Floats, y: Floats, limit: int = LIMIT) -> tuple[Floats, Floats]:
     """At most `limit` points: the first, the last, and of each stretch between them the lowest and the highest.
 
-    A stretch with a value that is not finite keeps one such value, so that the line stays broken there. Needs limit >= 8.
+    A stretch with values that are not finite keeps one of them: the line stays broken there. `limit`: 8 or more.
     """
     if len(x) <= limit:
         return x, y
     groups = (limit - 2) // 3
     edges = np.linspace(1, len(x) - 1, groups + 1).astype(int)
     kept = {0, len(x) - 1}
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges.tolist()):
         part = y[low:high]
         finite = np.isfinite(part)
         if finite.any():
@@ -184,6 +219,24 @@ def thinned(x: Floats, y: Floats, limit: int = LIMIT) -> tuple[Floats, Floats]:
 def plain(values: Floats) -> list[float | None]:
     """As JSON has it: seven figures, None for what is not finite."""
     return [float(f"{value:.7g}") if np.isfinite(value) else None for value in values]
+
+
+def logged_names(path: Path) -> list[str]:
+    """Metrics that the beginning and the end of a file name, in their order, without reading what lies between."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_HEAD)
+            file.seek(max(len(data), os.fstat(file.fileno()).st_size - _TAIL))
+            data += b"\n" + file.read()
+    except OSError:
+        return []
+    found = dict.fromkeys(name.decode("ascii", "replace") for name in _KEY.findall(data))
+    return [name for name in found if name not in _NOT_DRAWN]
+
+
+def _pattern(name: str) -> re.Pattern[bytes]:
+    key = re.escape(json.dumps(name).encode("ascii"))
+    return re.compile(key + rb"\s*:\s*(null|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*[,}]")
 
 
 def _in_order(column: Column) -> tuple[NDArray[np.int64], Floats]:

@@ -12,7 +12,7 @@ from homunculi.errors import InputError
 from homunculi.report.numbers import number
 from homunculi.runs.difference import flatten, varying
 from homunculi.runs.directory import METRICS, RunDirectory, state_of
-from homunculi.web.columns import Floats, Shelf, plain, thinned
+from homunculi.web.columns import Floats, Shelf, logged_names, plain, thinned
 from homunculi.web.project import CARRIED_OUT, SEEDS, Project, Refused, group_of, settings_of
 
 MOST_RUNS, MOST_VARYING, _IN_NAMES = 64, 60, 3
@@ -47,9 +47,8 @@ def compared(project: Project, shelf: Shelf, keys: Sequence[str], metric: str, a
     for members in groups.values():
         lines = []
         for _, run, _ in members:
-            columns, found = shelf.read(run.path / METRICS, [metric], axis)
-            logged |= dict.fromkeys(columns.names())
-            lines.append(found[metric])
+            logged |= dict.fromkeys(logged_names(run.path / METRICS))
+            lines.append(shelf.pick(run.path / METRICS, metric, axis))
         keys_of, runs_of, infos = (list(part) for part in zip(*members, strict=True))
         sides.append(Side(keys_of, infos, [state_of(run) for run in runs_of], lines))
     return {
@@ -69,13 +68,14 @@ def _info(run: RunDirectory) -> dict[str, Any]:
 
 
 def _names(sides: Sequence[Side]) -> list[str]:
-    """A run alone goes by its name, a group by its recipe; where that leaves two alike, by settings or the first key."""
+    """A run alone goes by its name, a group by its recipe; where that leaves two alike, by settings or first key."""
     names = [str(side.infos[0].get("name" if len(side.keys) == 1 else "recipe") or side.keys[0]) for side in sides]
     rows = varying([settings_of(side.infos[0]) for side in sides])[:_IN_NAMES] if len(set(names)) < len(names) else []
     for place, name in enumerate(names):
         if names.count(name) > 1:
             names[place] = " ".join([name, *(f"{key}={_short(values[place])}" for key, values in rows)])
-    return [f"{name} ({side.keys[0]})" if names.count(name) > 1 else name for name, side in zip(names, sides, strict=True)]
+    firsts = [f" ({side.keys[0]})" if names.count(name) > 1 else "" for name, side in zip(names, sides, strict=True)]
+    return [name + first for name, first in zip(names, firsts, strict=True)]
 
 
 def _side_json(side: Side, name: str) -> dict[str, Any]:

@@ -55,10 +55,7 @@ class DeskClient:
         Raises:
             DeskFailed: it answered with an error, was silent too long, or ended.
         """
-        line = _ENDED
-        for line in self.stream(question, threading.Event()):
-            pass
-        return line
+        return deque(self.stream(question, threading.Event()), maxlen=1).pop()
 
     def stream(self, question: Mapping[str, Any], given_up: threading.Event) -> Iterator[bytes]:
         """Lines of an answer as they come; the last one has the `result`. Ends early once `given_up` is set.

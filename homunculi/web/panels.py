@@ -65,7 +65,8 @@ class Panels:
         Raises:
             Refused: there is no such run, or its files lead out of the folder.
         """
-        path, lines = self._folder(key), {}
+        path = self._folder(key)
+        lines: dict[str, dict[str, list[float | None]]] = {}
         for step in measured_steps(path, instrument):
             for name, value in self._numbers(path, instrument, step).items():
                 line = lines.setdefault(name, {"x": [], "y": []})

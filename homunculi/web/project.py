@@ -163,7 +163,7 @@ def _listed(key: str, path: Path) -> tuple[Listed, dict[str, Any]]:
     status = run.status()
     trained = find_last(path / METRICS, "train/loss") or {}
     config, budget = (value if isinstance(value, dict) else {} for value in (info.get("config"), info.get("budget")))
-    more = {
+    more: dict[str, Any] = {
         "train_loss": number(trained.get("train/loss")),
         "parameters": number(budget.get("parameters")),
         "tokens": number(status.get("tokens")) or number(trained.get("tokens")),

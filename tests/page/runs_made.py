@@ -1,4 +1,4 @@
-"""Runs that nobody trained, with plausible curves, samples and measurements: for tests of the page and for its pictures.
+"""Runs that nobody trained, with plausible curves, samples and measurements: for tests and pictures of the page.
 
 `python -m tests.page.runs_made FOLDER` makes a project of them.
 """
@@ -145,11 +145,13 @@ def _table(share: float) -> Measurement:
 def _text(share: float) -> Measurement:
     words = ("One", " morning", " Mina", " found", " a", " red", " box", ".")
     values = np.array([6.0, 3.0, 7.0, 2.5, 1.0, 4.0, 3.5, 0.4]) * (1 - 0.8 * share)
-    return Measurement({"surprisal": values.astype(np.float32)}, {"surprisal": ("token",)}, {"token": words}, {"surprisal": "nats"})
+    return Measurement(
+        {"surprisal": values.astype(np.float32)}, {"surprisal": ("token",)}, {"token": words}, {"surprisal": "nats"}
+    )
 
 
 def crash(run: RunDirectory) -> None:
-    """Make it look as a killed process leaves it: it says `running`, its heartbeat is an hour old, its last line torn."""
+    """Make it look as a killed process leaves it: it says `running`, its heartbeat is old, its last line torn."""
     path = run.path / "status.json"
     status = json.loads(path.read_text()) | {"state": "running", "time": time.time() - 3600, "pid": 2**22 + 1}
     path.write_text(json.dumps(status))
@@ -167,7 +169,9 @@ def made_project(root: Path) -> Path:
     """A dozen runs: two groups of three seeds, one that runs, one that failed, diverged, crashed, is half written."""
     for seed in range(3):
         made_run(root / f"plain-{seed}", seed=seed, level=1.10)
-        run = made_run(root / f"modulated-{seed}", seed=seed, level=1.02, architecture="modulated", more={"n_passes": 3})
+        run = made_run(
+            root / f"modulated-{seed}", seed=seed, level=1.02, architecture="modulated", more={"n_passes": 3}
+        )
         add_measures(run)
     made_run(root / "going", architecture="modulated", seed=7, state="running", step=200, more={"n_passes": 4})
     failed = made_run(root / "no-space", seed=4, state="failed", step=120)

@@ -27,7 +27,7 @@ export async function show(main, query, signal, about) {
   async function write() {
     state.going = new AbortController();
     const mine = state.going.signal, asked = {run: choice.value(), ...how.value()}, wanted = changes();
-    fill(words, wanted.join("  ") || "nothing is changed");
+    fill(words, wanted.join(" ") || "nothing is changed");
     fill(status, "Writing …");
     try {
       const same = JSON.stringify(asked);

@@ -23,7 +23,7 @@ export async function show(main, query, signal, about) {
   const head = await read("run", {run: key}, signal);
   document.title = `${head.name} · homunculi`;
   const top = el("div", {});
-  const shown = {key, axis: "step", log: false, figures: [], steps: head.logged, state: head.state};
+  const shown = {key, axis: "step", log: false, figures: new Map(), open: new Set(), state: head.state};
   const curves = el("section", {id: "curves", "aria-labelledby": "curves-title"});
   const said = el("section", {id: "samples"}), inside = el("section", {id: "inside"});
   fill(main, top, curves, said, inside, settings(head), await happened(key, signal));
@@ -68,8 +68,8 @@ function drawTop(top, head, about) {
       head.files.includes("report.html") && el("a", {href: dataOf("file", {run: head.key, name: "report.html"}), target: "_blank", rel: "noopener"}, "report")));
 }
 
+// Figures that are there already stay as they are: new metrics only add to them.
 function drawCurves(section, head, shown, signal) {
-  shown.figures = [];
   const again = () => refreshCurves(shown, signal);
   const axis = select(Object.entries(AXES), shown.axis, (one) => { shown.axis = one; again(); });
   const controls = el("div", {class: "controls"}, labelled("Over", axis),
@@ -86,28 +86,29 @@ function drawCurves(section, head, shown, signal) {
   }
   const more = [...groups].map(([stem, names]) => folded(`${stem}: ${names.length} more`, () => {
     const inner = el("div", {class: "grid small"}, names.map((name) => figureOf(shown, {title: name, unit: "", metrics: [name]})));
-    again();
+    if (!shown.open.has(stem)) again();
+    shown.open.add(stem);
     return inner;
-  }));
+  }, shown.open.has(stem)));
   const empty = !head.metrics.length && el("p", {class: "note"}, "Nothing logged yet.");
   fill(section, el("h2", {id: "curves-title"}, "Curves"), controls, empty, grid, more);
 }
 
 function figureOf(shown, {title, unit, metrics, scaled = false}) {
-  const made = frame(title, {data: dataOf("curves", {run: shown.key, metric: metrics})});
-  shown.figures.push({...made, title, unit, metrics, scaled});
+  const made = shown.figures.get(title) || frame(title, {data: dataOf("curves", {run: shown.key, metric: metrics})});
+  shown.figures.set(title, {...made, title, unit, metrics, scaled});
   return made.figure;
 }
 
 async function refreshCurves(shown, signal) {
-  const wanted = [...new Set(shown.figures.flatMap((one) => one.metrics))];
+  const wanted = [...new Set([...shown.figures.values()].flatMap((one) => one.metrics))];
   if (!wanted.length) return;
   const groups = [];
   for (let at = 0; at < wanted.length; at += 50) groups.push(wanted.slice(at, at + 50));
   const answers = await Promise.all(groups.map((metric) =>
     read("curves", {run: shown.key, metric, axis: shown.axis}, signal)));
   const found = Object.assign({}, ...answers.map((one) => one.lines));
-  for (const one of shown.figures) {
+  for (const one of shown.figures.values()) {
     const series = one.metrics.filter((name) => name in found).map((name) => ({
       name, x: found[name].x, y: found[name].y, look: one.metrics.indexOf(name),
       faint: name === "train/loss" && one.metrics.length > 1,

@@ -49,7 +49,7 @@ function drawScan(out, scan) {
   const data = URL.createObjectURL(new Blob([JSON.stringify(scan)], {type: "application/json"}));
   fill(out,
     el("div", {class: "titled"}, el("h2", {}, "Surprise"), el("a", {class: "data", href: data, download: "scan.json"}, "data of the scan")),
-    (scan.changes || []).length > 0 && el("p", {class: "note"}, "Changed: ", el("code", {}, scan.changes.join("  "))),
+    (scan.changes || []).length > 0 && el("p", {class: "note"}, "Changed: ", el("code", {}, scan.changes.join(" "))),
     marked(tokens, surprise, "nats"),
     (scan.notes || []).map((note) => el("p", {class: "note"}, named(note))));
   const parts = [];
