@@ -68,14 +68,16 @@ def _info(run: RunDirectory) -> dict[str, Any]:
 
 
 def _names(sides: Sequence[Side]) -> list[str]:
-    """A run alone goes by its name, a group by its recipe; where that leaves two alike, by settings or first key."""
+    """A run alone goes by its name, a group by its recipe; of those alike each has what differs, or its first key."""
     names = [str(side.infos[0].get("name" if len(side.keys) == 1 else "recipe") or side.keys[0]) for side in sides]
-    rows = varying([settings_of(side.infos[0]) for side in sides])[:_IN_NAMES] if len(set(names)) < len(names) else []
-    for place, name in enumerate(names):
-        if names.count(name) > 1:
-            names[place] = " ".join([name, *(f"{key}={_short(values[place])}" for key, values in rows)])
-    firsts = [f" ({side.keys[0]})" if names.count(name) > 1 else "" for name, side in zip(names, sides, strict=True)]
-    return [name + first for name, first in zip(names, firsts, strict=True)]
+    found = list(names)
+    for name in {name for name in names if names.count(name) > 1}:
+        alike = [place for place, other in enumerate(names) if other == name]
+        rows = varying([settings_of(sides[place].infos[0]) for place in alike])[:_IN_NAMES]
+        for at, place in enumerate(alike):
+            found[place] = " ".join([name, *(f"{key}={_short(values[at])}" for key, values in rows)])
+    firsts = [f" ({side.keys[0]})" if found.count(name) > 1 else "" for name, side in zip(found, sides, strict=True)]
+    return [name + first for name, first in zip(found, firsts, strict=True)]
 
 
 def _side_json(side: Side, name: str) -> dict[str, Any]:

@@ -167,19 +167,15 @@ def test_a_run_is_followed_while_it_writes(tab: Tab) -> None:
     run.close()
 
 
-@pytest.mark.parametrize(
-    ("key", "words"),
-    [
-        ("lost", ("crashed", "stopped without a word", "the last line breaks off")),
-        ("half", ("unreadable", "run.json cannot be used")),
-        ("no-space", ("failed", "the disk is full")),
-        ("too-fast", ("diverged",)),
-    ],
-)
-def test_runs_that_went_wrong_say_so(tab: Tab, key: str, words: tuple[str, ...]) -> None:
-    tab.open(f"run?run={key}")
-    for word in words:
-        assert word in tab.text()
+def test_runs_that_went_wrong_say_so(tab: Tab) -> None:
+    expected = {
+        "lost": ("crashed", "stopped without a word", "the last line breaks off"),
+        "half": ("unreadable", "run.json cannot be used"),
+        "no-space": ("failed", "the disk is full"),
+    }
+    for key, words in expected.items():
+        tab.open(f"run?run={key}")
+        assert not [word for word in words if word not in tab.text()], key
 
 
 def test_groups_are_compared_with_means_and_bands(tab: Tab) -> None:
@@ -240,8 +236,8 @@ def test_claims_have_their_verdicts(tab: Tab) -> None:
 def test_without_the_token_the_page_only_reads(tab: Tab) -> None:
     tab.open("scan?run=modulated-0", token=False)
     assert "This tab only reads" in tab.text() and tab.tab.is_disabled("button.primary")
-    tab.open("run?run=modulated-0", token=False)
-    tab.drawn(9)
+    tab.open("compare?run=plain-0", token=False)
+    tab.drawn(1)
     assert not [url for url in tab.asked if tab.page.token in url or "token=" in url]
 
 
@@ -273,8 +269,8 @@ def test_what_files_say_is_text_and_nothing_else(tab: Tab) -> None:
 
 
 def test_dark_and_light_are_drawn_in_their_own_colours(tab: Tab) -> None:
-    tab.open("run?run=modulated-0")
-    tab.drawn(9)
+    tab.open("compare?run=plain-0")
+    tab.drawn(1)
     ground = "getComputedStyle(document.body).backgroundColor"
     line = "document.querySelector('.js-plotly-plot').data[0].line.color"
     light = tab.tab.evaluate(f"[{ground}, {line}]")

@@ -45,7 +45,7 @@ function layoutOf(more) {
   };
 }
 
-const SETTINGS = {displayModeBar: false, responsive: true, showTips: false, doubleClick: "reset"};
+const SETTINGS = {displayModeBar: false, responsive: true, showTips: false, doubleClick: "reset+autosize"};
 
 function draw(plot, words, make) {
   const again = () => {
@@ -77,8 +77,20 @@ export function inWords(title, series, xTitle) {
   return [`${title}.`, ...parts].join(" ");
 }
 
-// series: {name, x, y, band: {low, high}?, labels: texts for hover?}. `at`: a marked place on the x axis.
-export function lines(plot, {title, series, xTitle, yTitle = "", log = false, at = null, ticks = null, height = 260}) {
+// The vertical range of what follows the first share of the x axis, so that a steep beginning does not flatten the rest.
+function fitted(series, share) {
+  const end = Math.max(...series.flatMap((one) => one.x.slice(-1)));
+  const values = finite(series.flatMap((one) => [one.y, ...(one.band ? [one.band.low, one.band.high] : [])]
+    .flatMap((y) => y.filter((_, place) => one.x[place] >= share * end))));
+  if (values.length < 2) return undefined;
+  const low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
+  const room = 0.06 * (high - low || Math.abs(high) || 1);
+  return [low - room, high + room];
+}
+
+// series: {name, x, y, band: {low, high}?, labels: texts for hover?}. `at`: a marked place on the x axis. `focus`: the
+// first share of the x axis that the vertical axis need not hold.
+export function lines(plot, {title, series, xTitle, yTitle = "", log = false, at = null, ticks = null, focus = 0, height = 260}) {
   const shown = series.slice(0, MOST_LINES);
   return draw(plot, inWords(title, shown, xTitle), () => {
     const traces = [];
@@ -91,7 +103,8 @@ export function lines(plot, {title, series, xTitle, yTitle = "", log = false, at
       line: {color: css("--soft"), width: 1.5, dash: "dot"}}];
     const xaxis = {title: xTitle, rangemode: "tozero", ...(ticks || {})};
     const many = shown.length > 1;
-    const yaxis = {title: yTitle, type: log ? "log" : "linear", ...(log ? {dtick: undefined, nticks: 6} : {})};
+    const range = focus && !log ? fitted(shown, focus) : undefined;
+    const yaxis = {title: yTitle, range, autorange: range === undefined, type: log ? "log" : "linear", ...(log ? {dtick: undefined, nticks: 6} : {})};
     return {traces, layout: {shapes, xaxis, yaxis, showlegend: many, height: height + (many ? 24 : 0),
       margin: {l: 52, r: 14, t: many ? 30 : 10, b: 40}}};
   });

@@ -43,8 +43,8 @@ export async function show(main, query, signal) {
       name: `${group.name} (n = ${group.line.n})`, look, x: group.line.x, y: group.line.mean,
       band: group.line.n > 1 ? {low: group.line.low, high: group.line.high} : null,
     })).filter((one) => one.x.length);
-    lines(made.plot, {title: found.metric, series, xTitle: AXES[found.axis], yTitle: found.metric, log, height: 380});
-    fill(note, "Line: mean over the seeds of a group, as far as all its runs have come. Band: lowest to highest seed. ",
+    lines(made.plot, {title: found.metric, series, xTitle: AXES[found.axis], yTitle: found.metric, log, focus: 0.05, height: 380});
+    fill(note, "Line: mean over the seeds of a group, as far as all its runs have come. Band: lowest to highest seed. The vertical axis is fitted to what follows the first 5 %. ",
       "For a verdict with an interval: ", el("code", {}, "homunculi compare"), ".");
     const reached = new Set(found.groups.flatMap((group) => group.runs.map((run) => run.at)));
     fill(ends, el("h2", {}, "At the end"), endsOf(found),

@@ -9,6 +9,8 @@ import {samples} from "./samples.js";
 import {badge, progress} from "./states.js";
 
 const AXES = {step: "steps", tokens: "tokens", seconds: "seconds"};
+// The vertical axis of losses is fitted to what follows this share of the steps so far.
+const FOCUS = 0.05;
 const FIGURES = [
   {title: "Loss", unit: "nats per token", metrics: ["train/loss", "val/loss"], scaled: true},
   {title: "Validation, bits per byte", unit: "bits/byte", metrics: ["val/bpb"], scaled: true},
@@ -91,7 +93,8 @@ function drawCurves(section, head, shown, signal) {
     return inner;
   }, shown.open.has(stem)));
   const empty = !head.metrics.length && el("p", {class: "note"}, "Nothing logged yet.");
-  fill(section, el("h2", {id: "curves-title"}, "Curves"), controls, empty, grid, more);
+  const note = el("p", {class: "note"}, "The vertical axes of losses are fitted to what follows the first 5 %; a double click shows all. Dragging enlarges.");
+  fill(section, el("h2", {id: "curves-title"}, "Curves"), controls, empty || note, grid, more);
 }
 
 function figureOf(shown, {title, unit, metrics, scaled = false}) {
@@ -114,7 +117,8 @@ async function refreshCurves(shown, signal) {
       faint: name === "train/loss" && one.metrics.length > 1,
     }));
     one.link.href = dataOf("curves", {run: shown.key, metric: one.metrics, axis: shown.axis});
-    await lines(one.plot, {title: one.title, series, xTitle: AXES[shown.axis], yTitle: one.unit, log: one.scaled && shown.log});
+    await lines(one.plot, {title: one.title, series, xTitle: AXES[shown.axis], yTitle: one.unit,
+      log: one.scaled && shown.log, focus: one.scaled ? FOCUS : 0});
   }
 }
 
