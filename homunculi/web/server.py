@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -270,7 +271,8 @@ async def _lines(desk: DeskClient, question: dict[str, Any]) -> AsyncIterator[by
 
     def put(lines: Iterable[bytes | None]) -> None:
         for line in lines:
-            loop.call_soon_threadsafe(arrived.put_nowait, line)
+            with contextlib.suppress(RuntimeError):  # the page was closed meanwhile
+                loop.call_soon_threadsafe(arrived.put_nowait, line)
 
     def talk() -> None:
         try:

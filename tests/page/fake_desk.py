@@ -33,7 +33,7 @@ def sample(question: dict[str, Any]) -> dict[str, Any]:
         say({"id": question["id"], "piece": piece})
         text += piece
         time.sleep(0.2 if question["text"] == "slow" else 0.005)
-    return {"text": question["text"] + text}
+    return {"text": text}
 
 
 def scan(question: dict[str, Any]) -> dict[str, Any]:

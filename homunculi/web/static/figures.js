@@ -166,8 +166,8 @@ export function heatmap(plot, {title, values, rows, columns, xTitle = "", yTitle
     }],
     layout: {
       height: height ?? Math.min(620, Math.max(150, 96 + 22 * rows.length)),
-      margin: {l: 60, r: 10, t: 10, b: 56},
-      xaxis: {title: xTitle, showgrid: false, zeroline: false, ...thinTicks(columns)},
+      margin: {l: 96, r: 10, t: 10, b: 56},
+      xaxis: {title: xTitle, showgrid: false, zeroline: false, tickangle: columns.length > 14 ? -50 : 0, ...thinTicks(columns)},
       yaxis: {title: yTitle, showgrid: false, zeroline: false, autorange: "reversed", ...thinTicks(rows, 30)},
     },
   }));

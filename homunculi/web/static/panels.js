@@ -162,13 +162,15 @@ export function marked(words, values, unit) {
       const value = numeric(values[place]);
       if (typeof value !== "number") return el("span", {class: "token"}, el("span", {}, visible(word)), el("small", {}, "–"));
       const {background, color} = shade((value - low) / (high - low));
-      const token = el("span", {class: "token", title: `${visible(word)}: ${short(value)} ${unit}`}, el("span", {}, visible(word)), el("small", {}, short(Number(value.toFixed(2)))));
+      const token = el("span", {class: "token", title: `${visible(word)}: ${short(value)} ${unit}`}, el("span", {}, visible(word)), el("small", {}, rounded(value)));
       token.firstChild.style.background = background;
       token.firstChild.style.color = color;
       return token;
     })),
-    el("p", {class: "note legend"}, `${unit || "value"}: `, legend(low, high), ` from ${short(least)} to ${short(Math.max(...known, least))}`));
+    el("p", {class: "note legend"}, `${unit || "value"}: `, legend(low, high), ` from ${rounded(least)} to ${rounded(Math.max(...known, least))}`));
 }
+
+const rounded = (value) => short(Number(value.toFixed(2)));
 
 function legend(low, high) {
   return [0, 0.25, 0.5, 0.75, 1].map((share) => {

@@ -9,12 +9,12 @@ import {continuation} from "./view_write.js";
 const PAUSE_MS = 350;
 
 export async function show(main, query, signal, about) {
-  const state = {going: null, timer: null, plain: null, plainOf: "", controls: []};
+  const state = {going: null, timer: null, plain: null, plainOf: "", plainGoing: null, controls: []};
   const knobs = el("div", {class: "knobs"}), changed = el("div", {class: "written", "aria-live": "polite"}), plain = el("div", {class: "written"});
   const status = el("p", {class: "note", role: "status"}), words = el("code", {});
   const how = writing(about.limits, () => later());
   const choice = await runChoice("Run", query.get("run"), signal, () => load());
-  signal.addEventListener("abort", () => { clearTimeout(state.timer); state.going?.abort(); });
+  signal.addEventListener("abort", () => { clearTimeout(state.timer); state.going?.abort(); state.plainGoing?.abort(); });
 
   const changes = () => state.controls.map((one) => one.change()).filter((one) => one !== null);
 
@@ -30,23 +30,33 @@ export async function show(main, query, signal, about) {
     fill(words, wanted.join(" ") || "nothing is changed");
     fill(status, "Writing …");
     try {
-      const same = JSON.stringify(asked);
-      if (state.plainOf !== same) {
-        state.plain = await told(asked, [], plain, mine);
-        state.plainOf = same;
-      }
-      const text = wanted.length ? await told(asked, wanted, changed, mine) : state.plain;
-      fill(changed, compared(asked.text, state.plain, text));
-      fill(status, text === state.plain ? "Both texts are the same." : "The underlined part differs from the unchanged text.");
+      const unchanged = await plainOf(asked);
+      if (mine.aborted) return;
+      const text = wanted.length ? await told(asked, wanted, changed, mine) : unchanged;
+      fill(changed, compared(asked.text, unchanged, text));
+      fill(status, text === unchanged ? "Both texts are the same." : "The underlined part differs from the unchanged text.");
     } catch (error) {
       if (error.name !== "AbortError") { fill(changed, alertOf(error.message)); fill(status); }
     }
   }
 
+  // The unchanged text: written once for a prompt, and not given up when a slider moves meanwhile.
+  function plainOf(asked) {
+    const same = JSON.stringify(asked);
+    if (state.plainOf !== same) {
+      state.plainGoing?.abort();
+      state.plainGoing = new AbortController();
+      state.plainOf = same;
+      state.plain = told(asked, [], plain, state.plainGoing.signal);
+      state.plain.catch(() => { if (state.plainOf === same) state.plainOf = ""; });
+    }
+    return state.plain;
+  }
+
   async function told(asked, wanted, out, cancelled) {
     let said = "";
     const result = await act("sample", {...asked, changes: wanted}, cancelled, (piece) => { said += piece; fill(out, textOf(asked.text, said)); });
-    said = continuation(asked.text, result.text, said);
+    said = continuation(said, result);
     fill(out, textOf(asked.text, said));
     return said;
   }

@@ -35,7 +35,7 @@ export async function show(main, query, signal, about) {
     fill(out, el("p", {class: "note"}, "Waiting for the desk …"));
     try {
       const result = await act("sample", asked, cancelled, (piece) => { said += piece; fill(out, textOf(asked.text, said)); });
-      fill(out, textOf(asked.text, continuation(asked.text, result.text, said)));
+      fill(out, textOf(asked.text, continuation(said, result)));
     } catch (error) {
       if (error.name !== "AbortError") fill(out, said && textOf(asked.text, said), alertOf(error.message));
       else if (!said) fill(out);
@@ -48,8 +48,5 @@ export async function show(main, query, signal, about) {
       el("div", {class: "columns"}, columns.map(({choice, out}) => el("section", {}, choice.field, out)))));
 }
 
-// The desk's whole text may begin with the prompt.
-export function continuation(prompt, whole, pieces) {
-  if (typeof whole !== "string") return pieces;
-  return prompt && whole.startsWith(prompt) ? whole.slice(prompt.length) : whole;
-}
+// What was written: the pieces as they came, which the result repeats.
+export const continuation = (pieces, result) => pieces || (typeof result.text === "string" ? result.text : "");
