@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from homunculi.errors import InputError
@@ -26,8 +28,8 @@ def question(project: Project, do: str, body: bytes) -> dict[str, Any]:
     if not isinstance(asked, dict):
         raise InputError("the request's body is no JSON object")
     run = project.open(_text(asked, "run", 1000))
-    if not project.is_inside(run.path / CHECKPOINTS):
-        raise Refused("checkpoints: lead out of the folder of runs")
+    if not all(map(project.is_inside, _loaded_of(run.path))):
+        raise Refused("a checkpoint or the tokenizer leads out of the folder of runs")
     words: dict[str, Any] = {"do": do, "run": str(run.path)}
     if do == "signals":
         return words
@@ -38,6 +40,13 @@ def question(project: Project, do: str, body: bytes) -> dict[str, Any]:
         words["seed"] = _whole(asked, "seed", 0, 2**31 - 1, 0)
         words["temperature"] = _temperature(asked.get("temperature", 0.8))
     return words
+
+
+def _loaded_of(path: Path) -> Iterator[Path]:
+    """What the desk reads of a run to load its model."""
+    yield path / "tokenizer.json"
+    for pattern in (CHECKPOINTS, f"{CHECKPOINTS}/*", f"{CHECKPOINTS}/*/*"):
+        yield from path.glob(pattern)
 
 
 def _text(asked: dict[str, Any], name: str, limit: int) -> str:

@@ -17,7 +17,7 @@ TEXT_LIMIT = 8_000
 
 # Only files of this page are loaded, and only this page is spoken to. Styles are set by the library of charts.
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 # A file of a run is shown without any right: no script, no origin, nothing loaded.

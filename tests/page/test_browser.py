@@ -31,7 +31,12 @@ LINKS = (
     """() => [...document.querySelectorAll("figure a.data, .panel a.data")].map((one) => one.getAttribute("href"))"""
 )
 HARMED = "window.hacked !== undefined || document.images.length > 0 || document.scripts.length !== 2"
-COUNTED = "() => document.querySelectorAll('.js-plotly-plot .plot-container').length >= "
+COUNTED = """(count) => {
+  const panels = document.querySelectorAll(".panel");
+  window.looked = (window.looked || 0) + 1;
+  if (panels.length) panels[window.looked % panels.length].scrollIntoView();
+  return document.querySelectorAll(".js-plotly-plot .plot-container").length >= count;
+}"""
 SEEDS = [f"run=plain-{seed}" for seed in range(3)] + [f"run=modulated-{seed}" for seed in range(3)]
 
 
@@ -57,7 +62,7 @@ class Tab:
 
     def drawn(self, count: int) -> list[dict[str, Any]]:
         """The figures, once there are `count` of them and all hold something."""
-        self.tab.wait_for_function(f"{COUNTED}{count}")
+        self.tab.wait_for_function(COUNTED, arg=count)
         figures: list[dict[str, Any]] = self.tab.evaluate(DRAWN)
         assert len(figures) >= count
         for figure in figures:

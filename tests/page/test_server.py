@@ -141,6 +141,17 @@ def test_links_that_lead_out_are_not_followed(client: Any, project: Path) -> Non
     assert client.get("/api/instruments", params={"run": "plain-2"}).status_code == 404
 
 
+@pytest.mark.parametrize("place", ["checkpoints", "checkpoints/step-5", "checkpoints/step-5/a", "tokenizer.json"])
+def test_a_model_that_lies_outside_is_not_loaded(
+    client: Any, project: Path, token: dict[str, str], page: Page, place: str
+) -> None:
+    link = project / "plain-0" / place
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(project.parent)
+    answer = client.post("/api/scan", json={"run": "plain-0", "text": "a"}, headers=token)
+    assert answer.status_code == 404 and page.desk._process is None
+
+
 def test_a_link_inside_the_folder_is_a_run(client: Any, project: Path) -> None:
     (project / "again").symlink_to(project / "plain-0")
     assert states(client)["again"] == "done"

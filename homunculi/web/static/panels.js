@@ -6,9 +6,16 @@ import {frame, heatmap, lines, shade, thinTicks, visible} from "./figures.js";
 import {exact, figure as short} from "./numbers.js";
 
 const MOST_PANELS = 12, MOST_ROWS = 100;
+// Panels are read and drawn when they come near the window.
+const NEAR = "500px";
 
 export async function panels(section, key, signal) {
   const all = {linked: true, panels: new Map()};
+  const near = new IntersectionObserver((found) => found.filter((one) => one.isIntersecting).forEach(({target}) => {
+    near.unobserve(target);
+    all.panels.get(target.dataset.instrument).show();
+  }), {rootMargin: NEAR});
+  signal.addEventListener("abort", () => near.disconnect());
   const box = el("div", {class: "panels"});
   fill(section, el("h2", {}, "Inside"), el("p", {class: "note", role: "status"}, "Nothing was measured inside this run yet."));
 
@@ -25,6 +32,7 @@ export async function panels(section, key, signal) {
         const made = panel(key, one, all, signal);
         all.panels.set(one.name, made);
         box.append(made.article);
+        near.observe(made.article);
       }
       await all.panels.get(one.name).update(one.steps);
     }
@@ -34,7 +42,7 @@ export async function panels(section, key, signal) {
 }
 
 function panel(key, about, all, signal) {
-  const state = {steps: [], step: null, asked: 0};
+  const state = {steps: [], step: null, asked: 0, shown: false};
   const out = el("output", {}), figures = el("div", {class: "figures"}), over = el("div", {class: "figures"});
   const slider = el("input", {type: "range", min: 0, step: 1, on: {input: () => moved(true)}});
   const link = el("a", {class: "data", target: "_blank", rel: "noopener"}, "data", el("span", {class: "unseen"}, ` of ${about.title}`));
@@ -53,6 +61,7 @@ function panel(key, about, all, signal) {
   }
 
   async function draw(step) {
+    if (!state.shown) return;
     const asked = ++state.asked;
     link.href = dataOf("measurement", {run: key, instrument: about.name, step});
     try {
@@ -77,6 +86,10 @@ function panel(key, about, all, signal) {
 
   return {
     article,
+    show() {
+      state.shown = true;
+      draw(state.steps[Number(slider.value)]);
+    },
     follow(step, from) {
       if (from === article || !state.steps.length) return;
       let place = 0;
