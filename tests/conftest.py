@@ -16,6 +16,8 @@ SKIPS = {
     "matplotlib": "matplotlib is not installed: pip install 'homunculi[report]' brings it",
     "datasets": "datasets is not installed: pip install 'homunculi[data]' brings it",
     "transformers": "transformers is not installed: pip install 'homunculi[hf]' brings it",
+    "page": "starlette, uvicorn or httpx is not installed: pip install 'homunculi[dev]' brings them",
+    "browser": "no browser: pip install 'homunculi[dev]' and a chromium on the path (apt-get install chromium)",
     "triton": "no interpreter of kernels: install triton and set TRITON_INTERPRET=1",
     "data": "no data folder: set HOMUNCULI_DATA or put the corpora in ../shared/data",
     "parity": "no parity folder: set HOMUNCULI_PARITY or put the reference outputs in ../shared/parity",

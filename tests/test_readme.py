@@ -25,7 +25,7 @@ SMALL = [
 ]
 
 
-LONG = ("bench", "ablate", "scale", "audit")
+LONG = ("serve", "bench", "ablate", "scale", "audit")
 
 
 def blocks(language: str) -> list[str]:
@@ -67,7 +67,7 @@ def test_each_command_works(words: list[str], place: Path) -> None:
         extra = ["n_blocks=2", "d_model=32", "n_heads=2", "max_seq_len=32"]
     elif words[1] == "compare":
         extra = [*SMALL, "corpus=stories?n_documents=60", "text.vocab_size=300", "--seeds", "2", "--no-tune"]
-    elif words[1] in LONG:  # minutes to hours, or an optional package: tests of their own run them on toys
+    elif words[1] in LONG:  # endless, minutes to hours, or an optional package: tests of their own run them on toys
         words = [*words[:2], "--help"]
     assert run_here(place, words[1:] + extra)
 

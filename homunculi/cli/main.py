@@ -27,6 +27,7 @@ VERBS = (
     "scale",
     "scan",
     "report",
+    "serve",
     "bench",
     "list",
     "taps",

@@ -45,8 +45,16 @@ def find_runs(root: Path | str | None = None) -> list[RunSummary]:
     folder = runs_root() if root is None else Path(root)
     if root is not None and not folder.is_dir():
         raise InputError(f"{folder}: is no folder: give the folder that holds the runs")
-    found = [summarise(path) for path in _run_folders(folder, DEPTH)]
+    found = [summarise(path) for path in find_run_folders(folder)]
     return sorted(found, key=lambda run: (-(run.created or 0.0), str(run.path)))
+
+
+def find_run_folders(root: Path, within: Path | None = None) -> Iterator[Path]:
+    """Every folder with a run.json in `root` and up to five folders below it.
+
+    Links to folders are followed; with `within` (a resolved path), only those that lead below it.
+    """
+    return _run_folders(root, DEPTH, within)
 
 
 def summarise(path: Path | str) -> RunSummary:
@@ -75,23 +83,25 @@ def summarise(path: Path | str) -> RunSummary:
     )
 
 
-def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
+def _run_folders(folder: Path, depth: int, within: Path | None) -> Iterator[Path]:
     try:
         with os.scandir(folder) as entries:
-            names = sorted((entry.name, _is_folder(entry)) for entry in entries)
+            names = sorted((entry.name, _is_folder(entry, within)) for entry in entries)
     except OSError:
         return
     if any(name == INFO for name, _ in names):
         yield folder
     for name, is_folder in names:
         if is_folder and depth and not name.startswith(".") and name not in _NOT_ENTERED:
-            yield from _run_folders(folder / name, depth - 1)
+            yield from _run_folders(folder / name, depth - 1, within)
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _is_folder(entry: os.DirEntry[str], within: Path | None) -> bool:
     try:
+        if within is not None and entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(within):
+            return False
         return entry.is_dir()
-    except OSError:
+    except (OSError, RuntimeError):
         return False
 
 

@@ -1,0 +1,103 @@
+// The brain scan of a typed text: surprise, signals by token, attention, what each step would say.
+
+import {act} from "./api.js";
+import {needsToken, runChoice, stepChoice} from "./asking.js";
+import {alertOf, el, fill, folded, labelled, named, select, table} from "./dom.js";
+import {frame, heatmap, visible} from "./figures.js";
+import {figure as short} from "./numbers.js";
+import {marked} from "./panels.js";
+
+const MOST_LENS = 64;
+
+export async function show(main, query, signal, about) {
+  const step = stepChoice();
+  const choice = await runChoice("Run", query.get("run"), signal, (key) => step.load(key, signal));
+  const text = el("textarea", {rows: 4, maxlength: about.limits.text, value: "One morning Mina found a red box in the garden, but it was empty."});
+  const changes = el("input", {type: "text", placeholder: "none, or such as depth=2", maxlength: 2000});
+  const status = el("p", {class: "note", role: "status"}), found = el("div", {id: "found"});
+  const button = el("button", {type: "submit", class: "primary", disabled: !about.acts}, "Scan");
+  let going = null;
+
+  async function scan(event) {
+    event.preventDefault();
+    going?.abort();
+    going = new AbortController();
+    const mine = going;
+    signal.addEventListener("abort", () => mine.abort());
+    fill(status, "Scanning; the first scan of a run loads its model …");
+    try {
+      const words = changes.value.trim() ? changes.value.trim().split(/\s+/) : [];
+      const result = await act("scan", {run: choice.value(), step: step.value(), text: text.value, changes: words}, mine.signal);
+      fill(status, `${result.tokens.length} tokens at step ${result.step}.`);
+      drawScan(found, result);
+    } catch (error) {
+      if (error.name !== "AbortError") { fill(status); fill(found, alertOf(error.message)); }
+    }
+  }
+
+  fill(main, el("h1", {}, "Scan"), el("p", {class: "under"}, "What happens inside a model while it reads a text, token by token."), needsToken(about),
+    el("form", {on: {submit: scan}}, el("div", {class: "controls"}, choice.field, step.field),
+      labelled("Text", text, `at most ${about.limits.text.toLocaleString("en")} characters`),
+      folded("change the model first", () => labelled("Changes, separated by spaces", changes)),
+      el("div", {class: "bar"}, button), status), found);
+  if (choice.value()) await step.load(choice.value(), signal);
+}
+
+function drawScan(out, scan) {
+  const tokens = scan.tokens.map((one) => one.text);
+  const surprise = scan.tokens.map((one) => one.surprisal);
+  const data = URL.createObjectURL(new Blob([JSON.stringify(scan)], {type: "application/json"}));
+  fill(out,
+    el("div", {class: "titled"}, el("h2", {}, "Surprise"), el("a", {class: "data", href: data, download: "scan.json"}, "data of the scan")),
+    (scan.changes || []).length > 0 && el("p", {class: "note"}, "Changed: ", el("code", {}, scan.changes.join(" "))),
+    marked(tokens, surprise, "nats"),
+    (scan.notes || []).map((note) => el("p", {class: "note"}, named(note))));
+  const parts = [];
+  if (scan.panels?.length) {
+    parts.push(el("h2", {}, "Signals by token"));
+    for (const panel of scan.panels) parts.push(panelOf(panel, tokens, data));
+  }
+  if (scan.attention?.length) parts.push(el("h2", {}, "Attention"), attentionOf(scan.attention, tokens));
+  if (scan.lens?.length) parts.push(el("h2", {}, "What each step would say"), ...lensOf(scan.lens, tokens));
+  out.append(...parts);
+}
+
+function panelOf(panel, tokens, data) {
+  const made = frame(panel.title || panel.name, {data});
+  made.link.setAttribute("download", "scan.json");
+  queueMicrotask(() => heatmap(made.plot, {title: panel.title, values: panel.values, rows: panel.rows, columns: tokens, unit: panel.unit,
+    low: panel.low, high: panel.high, neutral: panel.neutral}));
+  return made.figure;
+}
+
+function attentionOf(attention, tokens) {
+  const state = {place: 0, head: 0};
+  const made = frame("Who looks at whom");
+  const heads = el("span", {});
+  const draw = () => {
+    const one = attention[state.place];
+    state.head = Math.min(state.head, one.values.length - 1);
+    fill(heads, labelled("Head", select(one.values.map((_, at) => [String(at), `head ${at}`]), String(state.head), (at) => { state.head = Number(at); draw(); })));
+    heatmap(made.plot, {title: `${one.label}, head ${state.head}`, values: one.values[state.head], rows: tokens, columns: tokens,
+      xTitle: "is looked at", yTitle: "looks", unit: "share", low: 0, height: Math.min(640, 160 + 14 * tokens.length)});
+  };
+  const where = select(attention.map((one, place) => [String(place), one.label || one.name]), "0", (place) => { state.place = Number(place); draw(); });
+  queueMicrotask(draw);
+  return el("div", {}, el("div", {class: "controls"}, labelled("Where", where), heads), made.figure);
+}
+
+function lensOf(lens, tokens) {
+  const made = frame("Rank of the true next token (1 is best), by ratio");
+  const ranks = lens.map((one) => one.rank.map((rank) => rank === null ? null : Math.log10(rank)));
+  const tops = Math.max(1, ...ranks.flat().filter((one) => one !== null));
+  queueMicrotask(() => heatmap(made.plot, {title: "rank", values: ranks, rows: lens.map((one) => one.label), columns: tokens, unit: "rank", low: 0, high: tops,
+    ticks: Array.from({length: Math.floor(tops) + 1}, (_, power) => [power, (10 ** power).toLocaleString("en")])}));
+  const shown = tokens.slice(0, MOST_LENS);
+  const rows = shown.map((token, at) => [el("code", {}, visible(token)), ...lens.map((one) => {
+    const [word, p] = one.words[at]?.[0] || ["–", null];
+    const rest = (one.words[at] || []).slice(1).map(([other, q]) => `${visible(other)} ${short(q)}`).join(", ");
+    return el("span", {title: rest}, el("code", {}, visible(word)), p !== null && el("small", {class: "tag"}, `p ${short(Number(p.toFixed(3)))}, rank ${one.rank[at] ?? "–"}`));
+  })]);
+  const cut = tokens.length > MOST_LENS && el("p", {class: "note"}, `The first ${MOST_LENS} of ${tokens.length} tokens.`);
+  return [made.figure, folded("likeliest next tokens", () => el("div", {}, table(["after", ...lens.map((one) => named(one.label))], rows, "likeliest next tokens"), cut), true)];
+}
