@@ -13,7 +13,14 @@ from homunculi.report.plot import SMALL, Plot, Point, Series, draw
 from homunculi.report.series import thinned
 from homunculi.report.snapshot import Snapshot
 from homunculi.report.views import slug, view_of
-from homunculi.runs.measures import measured_instruments, measured_steps, read_about, read_measurement
+from homunculi.runs.measures import (
+    COMPANIONS,
+    companions,
+    measured_instruments,
+    measured_steps,
+    read_about,
+    read_measurement,
+)
 
 _MOST_STEPS, _MOST_SCALARS, _TEXT = 400, 12, 600
 
@@ -58,19 +65,32 @@ def _over_steps(run: Path, name: str, steps: list[int], prefix: str) -> Html | N
     if not abouts:
         return None
     units = _mapping(abouts[-1], "units")
-    names = [str(key) for key in _mapping(abouts[-1], "scalars")][:_MOST_SCALARS]
     figures = []
-    for key in names:
-        found = [(about["step"], number(_mapping(about, "scalars").get(key))) for about in abouts]
-        points: list[Point] = [(float(step), value) for step, value in found if value is not None]
-        figures.append(_figure(f"{prefix}-{slug(key)}", key.replace("_", " "), str(units.get(key) or ""), points))
+    names = companions(str(key) for key in _mapping(abouts[-1], "scalars"))
+    for key, more in list(names.items())[:_MOST_SCALARS]:
+        points = _points(abouts, key)
+        if points:
+            besides = {what: _points(abouts, other) for what, other in more.items()}
+            title, unit = key.replace("_", " "), str(units.get(key) or "")
+            figures.append(_figure(f"{prefix}-{slug(key)}", title, unit, points, besides))
     return element("div", *figures, class_="pair") if figures else None
 
 
-def _figure(key: str, title: str, unit: str, points: list[Point]) -> Html:
+def _points(abouts: list[dict[str, Any]], key: str) -> list[Point]:
+    found = [(about["step"], number(_mapping(about, "scalars").get(key))) for about in abouts]
+    return [(float(step), value) for step, value in found if value is not None]
+
+
+def _figure(key: str, title: str, unit: str, points: list[Point], besides: Mapping[str, list[Point]]) -> Html:
+    """A number over steps, the ends of its interval as thin lines, and in words how far chance alone takes it."""
     line = Series(title, thinned(points, _MOST_STEPS), style="marked")
-    plot = Plot(key, f"{title} over steps", "steps", unit, [line], SMALL, "auto")
-    caption = element("strong", title, f": {points[-1][1]:.4g}" if points else None)
+    ends = [Series(f"{title} {what}", besides.get(what) or [], style="faint") for what in ("low", "high")]
+    plot = Plot(key, f"{title} over steps", "steps", unit, [line, *ends], SMALL, "auto")
+    said = f": {points[-1][1]:.4g}"
+    low, high, chance = (besides[what][-1][1] if besides.get(what) else None for what in COMPANIONS)
+    said += f" ({low:.4g} … {high:.4g})" if low is not None and high is not None else ""
+    said += f", ± {chance:.2g} by chance alone" if chance is not None else ""
+    caption = element("strong", title, said)
     return element("figure", element("figcaption", caption, element("output", class_="read")), draw(plot))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -28,6 +28,7 @@ FORMAT = 1
 FOLDER = "measures"
 View = Literal["line", "heatmap", "table", "text"]
 VIEWS = get_args(View)
+COMPANIONS = ("low", "high", "null sd")  # of a number: its interval, and its spread where there is nothing to find
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _FILE = re.compile(r"step-(\d{8,12})\.json")
 
@@ -41,7 +42,9 @@ class Measurement:
     Attributes:
         values: name → array of numbers or truth values; NaN where there is nothing to say. A number alone (no axes) is
             drawn over the steps of training whatever the view. As lines, (series, x) or (x); as a heat-map,
-            (rows, columns) or (panels, rows, columns); as a table, (rows, columns) or (rows).
+            (rows, columns) or (panels, rows, columns); as a table, (rows, columns) or (rows). Numbers named `X low` and
+            `X high` are the interval of the number X, `X null sd` its spread where there is nothing to find: they are
+            drawn with it.
         axes: name → name of each of its axes.
         labels: axis → a label for each of its places; axes without labels are numbered. The view `text` shows them.
         units: name → unit, such as nats; absent: a plain number.
@@ -129,6 +132,18 @@ def _plain(value: Array) -> Array:
 def _number(value: Array) -> float | None:
     number = float(value)
     return number if np.isfinite(number) else None
+
+
+def companions(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Name of each number that stands for itself → its `low`, `high` and `null sd`, by name, where there are some."""
+    known = list(names)
+    found: dict[str, dict[str, str]] = {name: {} for name in known}
+    for name in known:
+        for what in COMPANIONS:
+            if (whole := name.removesuffix(f" {what}")) != name and whole in known:
+                found[whole][what] = name
+                found.pop(name, None)
+    return found
 
 
 def measured_instruments(run: Path) -> list[str]:

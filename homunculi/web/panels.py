@@ -14,6 +14,7 @@ from homunculi.report.numbers import number
 from homunculi.runs.measures import (
     FOLDER,
     Stored,
+    companions,
     measured_instruments,
     measured_steps,
     read_about,
@@ -60,19 +61,20 @@ class Panels:
         return as_json(read_measurement(path, instrument, step))
 
     def scalars(self, key: str, instrument: str) -> dict[str, Any]:
-        """Name → x (steps) and y of the measurements that are a number alone.
+        """Name → x (steps) and y of the measurements that are a number alone, with their `low`, `high` and `null sd`.
 
         Raises:
             Refused: there is no such run, or its files lead out of the folder.
         """
         path = self._folder(key)
+        found = {step: self._numbers(path, instrument, step) for step in measured_steps(path, instrument)}
+        names = dict.fromkeys(name for numbers in found.values() for name in numbers)
         lines: dict[str, dict[str, list[float | None]]] = {}
-        for step in measured_steps(path, instrument):
-            for name, value in self._numbers(path, instrument, step).items():
-                line = lines.setdefault(name, {"x": [], "y": []})
-                line["x"].append(step)
-                line["y"].append(value)
-        return {"lines": lines}
+        for name, more in companions(names).items():
+            steps = [step for step, numbers in found.items() if numbers.get(name) is not None]
+            lines[name] = {"x": [*steps], "y": [found[step][name] for step in steps]}
+            lines[name] |= {what: [found[step].get(other) for step in steps] for what, other in more.items()}
+        return {"lines": {name: line for name, line in lines.items() if line["x"]}}
 
     def _numbers(self, path: Path, instrument: str, step: int) -> dict[str, float | None]:
         file = path / FOLDER / instrument / f"step-{step:08d}.json"
@@ -118,8 +120,8 @@ def as_json(stored: Stored) -> dict[str, Any]:
     """A measurement as the page draws it: nested lists with None for what is not finite."""
     found, notes = stored.measurement, list(stored.measurement.notes)
     figures = []
-    for name, array in found.values.items():
-        axes = found.axes.get(name, ())
+    for name, axes in found.axes.items():  # in the order of the instrument, which the arrays' file does not keep
+        array = found.values[name]
         few = _few(array)
         if few.shape != array.shape:
             notes.append(f"{name}: {_by(few.shape)} of {_by(array.shape)} places are shown")

@@ -77,11 +77,15 @@ function panel(key, about, all, signal) {
 
   async function scalars(step) {
     const {lines: found} = await read("scalars", {run: key, instrument: about.name}, signal);
-    fill(over, Object.entries(found).map(([name, line]) => {
-      const made = frame(`${name}, over training`, {data: dataOf("scalars", {run: key, instrument: about.name}), tag: "span"});
-      queueMicrotask(() => lines(made.plot, {title: name, series: [{name, ...line}], xTitle: "steps", at: step, height: 190}));
+    const each = Object.entries(found);
+    fill(over, each.length && el("div", {class: "titled"}, el("h4", {}, "Over training"),
+      el("a", {class: "data", target: "_blank", rel: "noopener", href: dataOf("scalars", {run: key, instrument: about.name})}, "data")),
+    el("div", {class: "grid tiny"}, each.map(([name, line]) => {
+      const made = frame(`${name} ${short(line.y.at(-1))}`, {tag: "span", note: besides(line)});
+      const band = line.low && line.high ? {low: line.low, high: line.high} : undefined;
+      queueMicrotask(() => lines(made.plot, {title: `${name}, over training`, series: [{name, x: line.x, y: line.y, band}], xTitle: "steps", at: step, height: 150}));
       return made.figure;
-    }));
+    })));
   }
 
   return {
@@ -104,6 +108,14 @@ function panel(key, about, all, signal) {
       await moved(false);
     },
   };
+}
+
+// What stands beside the last value of a number: its interval, and how far it strays where there is nothing to find.
+function besides(line) {
+  const last = (name) => line[name] ? line[name].at(-1) : null;
+  const parts = [last("low") !== null && last("high") !== null && `interval ${short(last("low"))} … ${short(last("high"))}`,
+    last("null sd") !== null && `± ${short(last("null sd"))} by chance alone`];
+  return parts.filter(Boolean).join("; ") || null;
 }
 
 const labelsOf = (one, axis) => one.labels[axis] || Array.from({length: one.shape[axis]}, (_, place) => String(place));
