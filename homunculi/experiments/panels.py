@@ -63,7 +63,7 @@ _LOOKS = {
     "prefrontal.halt": _Look("Wish to stop", "off the router's score"),
     "inhibition": _Look("Inhibition", "1: open, below: closed"),
     "experts.weights": _Look("Weight of the expert", "factor"),
-    "memory.forget": _Look("Memory kept", "mean over heads"),
+    "memory.forget": _Look("Memory forgotten", "nats, mean over heads"),
     "memory.write": _Look("Writing to memory", "mean over heads"),
 }
 
