@@ -6,7 +6,8 @@ Runs that differ in their seeds alone are one line, their mean, with a band from
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,16 @@ _BOUNDS = (" low", " high", " null sd")
 Curves = Mapping[str, Curve]
 
 
+@dataclass(frozen=True)
+class _Line:
+    """A group's course of a number; `look` is the same in every panel of a sheet."""
+
+    name: str
+    course: Course
+    look: int
+    noisy: bool = False
+
+
 def draw_losses(groups: Mapping[str, Sequence[Curves]]) -> dict[str, bytes] | None:
     """Losses over tokens, a line a group; of one group training and validation share a panel. None where nothing was
     logged.
@@ -54,61 +65,72 @@ def draw_losses(groups: Mapping[str, Sequence[Curves]]) -> dict[str, bytes] | No
     Raises:
         InputError: matplotlib is not installed.
     """
-    found = {key: lines for key in LOSSES if (lines := _courses(groups, key))}
+    found = {key: lines for key in LOSSES if (lines := _lines(groups, key))}
     if not found:
         return None
     panels = []
     if len(groups) == 1:
-        both = {name: line for key, name in _BOTH.items() for line in found.pop(key, {}).values()}
-        panels += [_loss_panel(both, "loss (nats per token)", ["training"])] if both else []
-    for key, lines in found.items():
-        panels.append(_loss_panel(lines, LOSSES[key], list(lines) if key == "train/loss" else []))
+        both = [
+            replace(line, name=name, look=look)
+            for look, (key, name) in enumerate(_BOTH.items())
+            for line in found.pop(key, [])
+        ]
+        panels += [_loss_panel(both, "loss (nats per token)")] if both else []
+    panels += [_loss_panel(lines, LOSSES[key]) for key, lines in found.items()]
     if len(groups) > 1:
-        panels.append(_names(list(groups)))
+        panels.append(_names(groups))
     return draw_sheet(panels)
 
 
-def _loss_panel(lines: Mapping[str, Course], label: str, noisy: Sequence[str]) -> Panel:
-    return Panel(lambda axes: _losses(axes, lines, label, noisy), height=2.3)
+def _loss_panel(lines: Sequence[_Line], label: str) -> Panel:
+    def draw(axes: Any) -> None:
+        _losses(axes, lines)
+        axes.set_ylabel(label)
+        if {line.name for line in lines} <= set(_BOTH.values()):
+            name_series(axes, len(lines))
+
+    return Panel(draw, height=2.3)
 
 
-def _names(names: Sequence[str]) -> Panel:
+def _names(groups: Mapping[str, Sequence[Curves]]) -> Panel:
     """The names of the lines of the other panels."""
+    names = list(groups)
+    words = ["Lines: mean over seeds.", "Bands: lowest to highest seed."] if max(map(len, groups.values())) > 1 else []
+    words += [f"{len(names) - _MOST_LINES} more are not drawn."] if len(names) > _MOST_LINES else []
 
     def draw(axes: Any) -> None:
         axes.set_axis_off()
         for i, name in enumerate(names[:_MOST_LINES]):
             axes.plot([], [], label=plain(name, 40), **look_of(i))
-        rest = f"\n{len(names) - _MOST_LINES} more are not drawn" if len(names) > _MOST_LINES else ""
-        title = f"Lines: mean over seeds.\nBands: lowest to highest seed.{rest}"
-        axes.legend(loc="upper left", title=title, alignment="left", title_fontsize=7.5)
+        axes.legend(loc="upper left", title="\n".join(words), alignment="left", title_fontsize=7.5)
 
-    return Panel(draw, height=2.3)
+    return Panel(draw, height=0.2 * min(len(names), _MOST_LINES) + 0.4)
 
 
-def _courses(groups: Mapping[str, Sequence[Curves]], key: str) -> dict[str, Course]:
-    """What groups have of a number, those with enough of it."""
-    found = {}
-    for name, runs in groups.items():
+def _lines(groups: Mapping[str, Sequence[Curves]], key: str) -> list[_Line]:
+    """What groups have of a number, those with enough of it and as many as can be told apart."""
+    found = []
+    for look, (name, runs) in enumerate(list(groups.items())[:_MOST_LINES]):
         curves = [curves[key] for curves in runs if key in curves]
-        if curves and len((line := course(curves)).steps) >= _FEWEST:
-            found[name] = line
+        if curves and len((over := course(curves)).steps) >= _FEWEST:
+            found.append(_Line(name, over, look, noisy=key.startswith("train/")))
     return found
 
 
-def _losses(axes: Any, lines: Mapping[str, Course], label: str, noisy: Sequence[str]) -> None:
+def _losses(axes: Any, lines: Sequence[_Line]) -> None:
     """Lines with their bands; a running mean of those that are noisy, with what was logged behind a single run's."""
-    by_tokens = all(np.isfinite(line.tokens).all() for line in lines.values())
-    for i, (name, line) in enumerate(list(lines.items())[:_MOST_LINES]):
-        x = line.tokens if by_tokens else line.steps
-        window = _window(len(x)) if name in noisy else 1
-        if line.n_runs > 1:
-            ends = (_smooth(values, window) for values in (line.low, line.high))
-            axes.fill_between(x, *ends, color=COLOURS[i], alpha=0.18, lw=0)
+    by_tokens = all(np.isfinite(line.course.tokens).all() for line in lines)
+    for line in lines:
+        over, colour = line.course, COLOURS[line.look]
+        x = over.tokens if by_tokens else over.steps
+        window = _window(len(x)) if line.noisy else 1
+        if over.n_runs > 1:
+            ends = (_smooth(values, window) for values in (over.low, over.high))
+            axes.fill_between(x, *ends, color=colour, alpha=0.18, lw=0)
         elif window > 1:
-            axes.plot(x, line.mean, color=COLOURS[i], linewidth=0.5, alpha=0.4)
-        axes.plot(x, _smooth(line.mean, window), label=plain(name, 40), **_sparse(look_of(i), len(x), i))
-    values = np.concatenate([line.mean for line in lines.values()])
+            axes.plot(x, over.mean, color=colour, linewidth=0.5, alpha=0.4)
+        axes.plot(x, _smooth(over.mean, window), label=plain(line.name, 40), **_sparse(line.look, len(x)))
+    values = np.concatenate([line.course.mean for line in lines])
     low, high = float(values.min()), float(values.max())
     if low > 0 and high >= _RATIO * low:
         axes.set_yscale("log")
@@ -117,16 +139,14 @@ def _losses(axes: Any, lines: Mapping[str, Course], label: str, noisy: Sequence[
         write_numbers(axes.yaxis)
     write_numbers(axes.xaxis)
     axes.set_xlim(left=0)
-    axes.set(xlabel="tokens" if by_tokens else "steps", ylabel=label)
+    axes.set_xlabel("tokens" if by_tokens else "steps")
     rule(axes)
-    if set(lines) <= set(_BOTH.values()):
-        name_series(axes, len(lines))
 
 
-def _sparse(look: dict[str, Any], count: int, place: int) -> dict[str, Any]:
-    """About a dozen markers on a long line, moved along so that lines do not share places."""
+def _sparse(look: int, count: int) -> dict[str, Any]:
+    """A look with about a dozen markers on a long line, moved along so that lines do not share places."""
     every = max(1, count // 12)
-    return look | {"markevery": (place * every // 3 % every, every)} if count > _MARKED else look
+    return look_of(look) | ({"markevery": (look * every // 3 % every, every)} if count > _MARKED else {})
 
 
 def _window(count: int) -> int:
@@ -167,12 +187,12 @@ def draw_scalars(
     """
     panels = []
     for key in keys:
-        lines = _courses(groups, key)
-        if lines:
-            bounds = _bounds(groups, key)
-            name = key.partition("/")[2].replace("_", " ")
-            unit = units.get(key, "")
-            panels.append(Panel(_scalar(lines, bounds, f"{name} ({unit})" if unit else name), height=1.6))
+        if lines := _lines(groups, key):
+            name, unit = key.partition("/")[2].replace("_", " "), units.get(key, "")
+            drawn = _scalar(lines, _bounds(groups, key), f"{name} ({unit})" if unit else name)
+            panels.append(Panel(drawn, height=1.6))
+    if panels and len(groups) > 1:
+        panels.append(_names(groups))
     return draw_sheet(panels) if panels else None
 
 
@@ -182,33 +202,29 @@ def _bounds(groups: Mapping[str, Sequence[Curves]], key: str) -> dict[str, Curve
     return {end.strip(): runs[0][key + end] for end in _BOUNDS if len(runs) == 1 and key + end in runs[0]}
 
 
-def _scalar(lines: Mapping[str, Course], bounds: Mapping[str, Curve], label: str) -> Any:
+def _scalar(lines: Sequence[_Line], bounds: Mapping[str, Curve], label: str) -> Callable[[Any], None]:
     def draw(axes: Any) -> None:
-        n = 0
-        if "low" in bounds and "high" in bounds:
+        interval = "low" in bounds and "high" in bounds
+        if interval:
             low, high = bounds["low"], bounds["high"]
             steps = np.intersect1d(low.steps, high.steps)
             ends = (curve.values[np.searchsorted(curve.steps, steps)] for curve in (low, high))
             axes.fill_between(steps, *ends, color=COLOURS[0], alpha=0.18, lw=0, label="interval")
-            n += 1
-        for i, (name, line) in enumerate(list(lines.items())[:_MOST_LINES]):
-            if line.n_runs > 1:
-                axes.fill_between(line.steps, line.low, line.high, color=COLOURS[i], alpha=0.18, lw=0)
-            named = "measured" if bounds else plain(name, 24)
-            axes.plot(line.steps, line.mean, label=named, **_sparse(look_of(i), len(line.steps), i))
-            n += 1
+        for line in lines:
+            over = line.course
+            if over.n_runs > 1:
+                axes.fill_between(over.steps, over.low, over.high, color=COLOURS[line.look], alpha=0.18, lw=0)
+            axes.plot(over.steps, over.mean, label="measured", **_sparse(line.look, len(over.steps)))
         if "null sd" in bounds:
-            null = bounds["null sd"]
-            axes.plot(
-                null.steps, null.values, color=SOFT, linewidth=0.9, linestyle=(0, (1, 1.5)), label="deviation by chance"
-            )
-            n += 1
-        end = max(float(line.steps[-1]) for line in lines.values())
+            null, look = bounds["null sd"], {"color": SOFT, "linewidth": 0.9, "linestyle": (0, (1, 1.5))}
+            axes.plot(null.steps, null.values, label="deviation by chance", **look)
+        end = max(float(line.course.steps[-1]) for line in lines)
         space_steps(axes, end, [end])
         write_numbers(axes.yaxis)
         axes.set(xlabel="step", ylabel=plain(label, 34))
         rule(axes)
-        name_series(axes, n)
+        if bounds:
+            name_series(axes, 1 + interval + ("null sd" in bounds))
 
     return draw
 

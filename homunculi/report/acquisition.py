@@ -98,7 +98,8 @@ def _dot(one: HalfTime, end: float) -> Html:
         parts.append(
             element("path", d=f"M{low:g} {middle - 3:g}v6M{low:g} {middle:g}H{high:g}m0 -3v6", class_="bar c0")
         )
-    parts.append(element("circle", cx=_place(one.step, end), cy=middle, r=4, class_="dot c0"))
+    ring = f"M{_place(one.step, end) - 4:g} {middle:g}a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z"
+    parts.append(element("path", d=ring, class_="dot c0"))
     size = {"viewBox": f"0 0 {_WIDTH} {_HEIGHT}", "width": _WIDTH, "height": _HEIGHT}
     return element("svg", element("title", words), *parts, role="img", **size)
 
