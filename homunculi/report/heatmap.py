@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from homunculi.report.markup import Html, element, join
+from homunculi.runs.measures import OWN_SCALE
 
-OWN_SCALE = "measure"  # an axis of rows of this name holds quantities that have nothing in common
 _MOST_ROWS, _MOST_COLUMNS = 48, 96
 _PRINTED_ROWS, _PRINTED_COLUMNS = 24, 12
 _WIDTH, _TOP, _ROW, _LETTER = 640, 34, 20, 6.4

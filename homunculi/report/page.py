@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from homunculi.errors import InputError
 from homunculi.files import write_atomic
+from homunculi.report.acquisition import acquisition, acquisitions
 from homunculi.report.figures import curves
 from homunculi.report.inside import inside
 from homunculi.report.markup import Html, element, folded, join, section
@@ -73,6 +74,7 @@ def _one(run: Snapshot, beside: Path | None) -> Html:
     parts = [
         ("curves", "Curves", _curves([run])),
         ("inside", "What happens inside", inside(run)),
+        ("order", "What came when", acquisition(run)),
         ("samples", "What it says", sections.samples(run)),
         ("certificate", "Certificate", sections.certificate(run)),
         ("size", "Size and cost", sections.budget(run)),
@@ -98,6 +100,7 @@ def _several(runs: Sequence[Snapshot], beside: Path | None) -> Html:
         ("difference", "What differs", sections.difference(runs)),
         ("size", "Size and cost", sections.budgets(runs)),
         ("inside", "What happens inside", _each(runs, inside)),
+        ("order", "What came when", acquisitions(runs)),
         ("samples", "What they say", _each(runs, sections.samples)),
         ("certificates", "Certificates", _each(runs, sections.certificate)),
         ("configuration", "Configurations", _each(runs, sections.configuration)),

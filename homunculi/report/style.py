@@ -112,6 +112,14 @@ ul svg.heat { display: inline; }
 .heat .cell, .heat .column { text-anchor: middle; }
 .heat .axes { fill: var(--soft); }
 
+table.when th, table.when td { padding-top: .1rem; padding-bottom: .1rem; vertical-align: middle; }
+table.when td { white-space: nowrap; }
+.when svg { display: block; }
+.when text { font-size: 11px; fill: var(--soft); }
+.when .grid { stroke: var(--line); }
+.when .bar { stroke-width: 1.6; fill: none; }
+.when .dot { stroke-width: 1.6; fill: var(--ground); }
+
 .curves > input { position: absolute; opacity: 0; }
 .ask { margin-right: .6rem; }
 .curves > label { display: inline-block; padding: .15rem .8rem; margin-right: .3rem; font-size: .9rem; }
@@ -133,6 +141,7 @@ ul.files { padding-left: 1.2rem; }
   .main .plot.big { display: none; }
   .plot text { font-size: 15px; }
   .tiles dd { font-size: 1.15rem; }
+  .when th[scope=row] { max-width: 8.5rem; }
 }
 """
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -13,11 +12,11 @@ from homunculi.report.heatmap import heatmap
 from homunculi.report.markup import Html, element, folded, join, table
 from homunculi.report.plot import SMALL, Plot, Point, Series, draw, legend
 from homunculi.report.series import broken_at, thinned
-from homunculi.runs.measures import Measurement, Stored
+from homunculi.runs.measures import Measurement, Stored, figure_of, labels_of, places_of
 
 _MOST_ROWS, _MOST_COLUMNS, _MOST_LINES, _MOST_PANELS, _OPEN_PANELS = 200, 24, 8, 16, 4
 _OPEN_ROWS = 16
-_POINTS, _LABEL = 600, 120
+_POINTS = 600
 
 
 def view_of(stored: Stored, name: str, key: str) -> Html:
@@ -40,20 +39,6 @@ def view_of(stored: Stored, name: str, key: str) -> Html:
     return element("figure", title, drawn)
 
 
-def labels_of(found: Measurement, axis: str, size: int) -> list[str]:
-    """The labels of an axis, or numbers from 0."""
-    return [label[:_LABEL] for label in found.labels.get(axis, ())] or [str(i) for i in range(size)]
-
-
-def figure_of(value: Any) -> str:
-    """A number of an array as text."""
-    if isinstance(value, (bool, np.bool_)):
-        return "yes" if value else "no"
-    if isinstance(value, (int, np.integer)):
-        return f"{int(value):,}"
-    return f"{float(value):.3g}" if math.isfinite(float(value)) else "–"
-
-
 def slug(text: str) -> str:
     """An identifier made of any text: two texts give two identifiers."""
     return "".join(c if c.isascii() and c.isalnum() else f"_{ord(c):x}" for c in text)
@@ -63,7 +48,8 @@ def _lines(key: str, stored: Stored, name: str) -> Html:
     found = stored.measurement
     axes, values = found.axes[name], np.atleast_2d(found.values[name].astype(np.float64))
     names = labels_of(found, axes[0], len(values)) if len(axes) == 2 else [name.replace("_", " ")]
-    across = _places(found, axes[-1], values.shape[1])
+    n_places = values.shape[1]
+    across = places_of(found, axes[-1], n_places) or [float(i) for i in range(n_places)]
     series = []
     for look, (label, row) in enumerate(zip(names[:_MOST_LINES], values, strict=False)):
         points: list[Point] = [
@@ -76,15 +62,6 @@ def _lines(key: str, stored: Stored, name: str) -> Html:
     more = len(values) - len(series)
     note = element("p", f"{more:,} more lines are in the run's measures.", class_="note") if more else None
     return element("div", element("output", class_="read"), draw(plot), legend(series), note, class_="narrow")
-
-
-def _places(found: Measurement, axis: str, size: int) -> list[float]:
-    """Labels that are numbers are places on the axis."""
-    try:
-        places = [float(label) for label in labels_of(found, axis, size)]
-    except ValueError:
-        places = [math.nan]
-    return places if all(map(math.isfinite, places)) else [float(i) for i in range(size)]
 
 
 def _heatmaps(stored: Stored, name: str) -> Html:

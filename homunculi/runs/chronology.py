@@ -29,7 +29,11 @@ FEWEST_POINTS = 6
 ENDING = 0.1  # share of a curve's points, from the end, whose median is where it ended
 DRAWS = 2000
 # What a run writes down that nobody acquires, and what belongs to another number.
-NOT_ACQUIRED = ("step", "tokens", "seconds", "flops", "lr", "perf/*", "*/tokens", "* null sd", "* low", "* high")
+NOT_ACQUIRED = (
+    *("step", "tokens", "seconds", "flops", "lr", "*/lr", "perf/*", "*/tokens"),
+    *("* null sd", "* low", "* high", "* by luck"),
+)
+_GIANT = 1e300  # sums and differences of more leave the range of floating point
 
 Numbers = NDArray[np.float64]
 Points = dict[str, list[tuple[float, float, float]]]
@@ -193,9 +197,16 @@ def curves_of(run: Path) -> dict[str, Curve]:
 
 
 def _add(points: Points, name: str, step: int, tokens: object, value: object) -> None:
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        read = float(tokens) if isinstance(tokens, int | float) else math.nan
-        points.setdefault(name, []).append((float(step), read, float(value)))
+    at, read, found = _finite(step), _finite(tokens), _finite(value)
+    if at is not None and at >= 0 and found is not None:
+        points.setdefault(name, []).append((at, math.nan if read is None else read, found))
+
+
+def _finite(value: object) -> float | None:
+    """A number that can be reckoned with; None for anything else."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not -_GIANT < value < _GIANT:
+        return None
+    return float(value)
 
 
 def _curve(name: str, points: list[tuple[float, float, float]]) -> Curve:

@@ -9,6 +9,7 @@ A measurement is there once its JSON is: a crash between the two files leaves ar
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ FOLDER = "measures"
 View = Literal["line", "heatmap", "table", "text"]
 VIEWS = get_args(View)
 COMPANIONS = ("low", "high", "null sd")  # of a number: its interval, and its spread where there is nothing to find
+OWN_SCALE = "measure"  # an axis of rows of this name holds quantities that have nothing in common
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _FILE = re.compile(r"step-(\d{8,12})\.json")
 
@@ -207,3 +209,26 @@ def read_measurement(run: Path, instrument: str, step: int) -> Stored:
         return Stored(**text, step=int(about["step"]), tokens=int(about["tokens"]), measurement=found)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         raise InputError(f"{path}: cannot be read ({type(error).__name__}); measure again") from None
+
+
+def labels_of(found: Measurement, axis: str, size: int, longest: int = 120) -> list[str]:
+    """The labels of an axis, of at most so many characters, or numbers from 0."""
+    return [label[:longest] for label in found.labels.get(axis, ())] or [str(i) for i in range(size)]
+
+
+def places_of(found: Measurement, axis: str, size: int) -> list[float] | None:
+    """The labels of an axis as places along it, where all are finite numbers; None where they are words."""
+    try:
+        places = [float(label) for label in labels_of(found, axis, size)]
+    except ValueError:
+        return None
+    return places if all(map(math.isfinite, places)) else None
+
+
+def figure_of(value: Any) -> str:
+    """A number of an array as text; a dash where there is nothing to say."""
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, int | np.integer):
+        return f"{int(value):,}"
+    return f"{float(value):.3g}" if math.isfinite(float(value)) else "–"
