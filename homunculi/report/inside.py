@@ -26,7 +26,8 @@ _MOST_STEPS, _MOST_SCALARS, _TEXT = 400, 12, 600
 
 
 def inside(run: Snapshot) -> Html | None:
-    """Every instrument that measured something, in order of its name; None where none did."""
+    """Every instrument that measured something, in order of its name, folded: together they are long. None where none
+    did."""
     names = measured_instruments(run.path)
     return join(_instrument(run, name) for name in names) if names else None
 
@@ -49,9 +50,8 @@ def _instrument(of: Snapshot, name: str) -> Html:
         if axes and value in found.values
     ]
     return element(
-        "div",
-        element("h3", element("bdi", stored.title)),
-        element("p", stored.question[:_TEXT]),
+        "details",
+        element("summary", element("strong", element("bdi", stored.title)), " ", stored.question[:_TEXT]),
         element("p", f"{when} ({name}).", f" {notes[:_TEXT]}." if notes else None, class_="note"),
         *drawn,
         _over_steps(run, name, steps, key),

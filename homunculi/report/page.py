@@ -73,9 +73,9 @@ def _one(run: Snapshot, beside: Path | None) -> Html:
     more = f": {situation}" if (situation := run.situation()) else None
     parts = [
         ("curves", "Curves", _curves([run])),
-        ("inside", "What happens inside", inside(run)),
-        ("order", "What came when", acquisition(run)),
         ("samples", "What it says", sections.samples(run)),
+        ("order", "What came when", acquisition(run)),
+        ("inside", "What happens inside", inside(run)),
         ("certificate", "Certificate", sections.certificate(run)),
         ("size", "Size and cost", sections.budget(run)),
         ("configuration", "Configuration", sections.configuration(run)),
@@ -99,9 +99,9 @@ def _several(runs: Sequence[Snapshot], beside: Path | None) -> Html:
         ("curves", "Curves", _curves(runs)),
         ("difference", "What differs", sections.difference(runs)),
         ("size", "Size and cost", sections.budgets(runs)),
-        ("inside", "What happens inside", _each(runs, inside)),
-        ("order", "What came when", acquisitions(runs)),
         ("samples", "What they say", _each(runs, sections.samples)),
+        ("order", "What came when", acquisitions(runs)),
+        ("inside", "What happens inside", _each(runs, inside)),
         ("certificates", "Certificates", _each(runs, sections.certificate)),
         ("configuration", "Configurations", _each(runs, sections.configuration)),
         ("provenance", "Where they come from", _each(runs, sections.origin)),
