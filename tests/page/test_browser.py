@@ -257,7 +257,8 @@ def test_what_files_say_is_text_and_nothing_else(tab: Tab) -> None:
     values = {"a": np.arange(4.0).reshape(2, 2)}
     labels = {"row": (evil, "b"), "column": (evil, "javascript:1")}
     for view in ("line", "heatmap", "table", "text"):
-        found = Measurement(values, {"a": ("row", "column")}, labels, {"a": evil}, (evil,))
+        link = '<a href="https://example.org">axis</a>'
+        found = Measurement(values, {"a": ("row", link)}, labels, {"a": evil + link}, (evil,))
         write_measurement(run.path, Stored(f"v_{view}", view, evil, evil, 5, 10, found))
     run.close()
     tab.open("run?run=evil")
@@ -265,6 +266,9 @@ def test_what_files_say_is_text_and_nothing_else(tab: Tab) -> None:
     for part in tab.tab.query_selector_all("details:not([open]) > summary"):
         part.click()
     tab.tab.wait_for_timeout(200)
+    titles = tab.tab.eval_on_selector_all("svg .xtitle", "all => all.map((one) => one.textContent)")
+    assert any("<a href" in title for title in titles)
+    assert not tab.tab.query_selector("svg a"), "a name of an axis is no link"
     for view in ("", "compare?run=evil&run=plain-0", "scan?run=evil", "change?run=evil"):
         tab.open(view)
         assert "onerror" in tab.tab.inner_text("body"), view
