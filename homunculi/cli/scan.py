@@ -25,18 +25,22 @@ def add_to(app: typer.Typer) -> None:
 def scan(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
     text: Annotated[str | None, typer.Option(help="The text that it reads.")] = None,
-    instrument: Annotated[list[str] | None, typer.Option(help="Also measure with this instrument; repeat it.")] = None,
+    instrument: Annotated[
+        list[str] | None, typer.Option(help="Also measure with this one (homunculi list instruments); repeat it.")
+    ] = None,
     change: Annotated[
         list[str] | None,
         typer.Option(
             help="Change a signal meanwhile: PATTERN=neutral:NUMBER, =scaled:NUMBER, =shuffled, =patched, "
-            "REGION=silenced, depth=N; repeat it."
+            "REGION=silenced, depth=N; repeat it. PATTERN is of taps (homunculi taps ARCH)."
         ),
     ] = None,
     patch_text: Annotated[str | None, typer.Option(help="The other text, of as many tokens, for =patched.")] = None,
     step: Annotated[int | None, typer.Option(help="Of which checkpoint; default: the latest.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for what is written; default: one in the run.")] = None,
-    panel: Annotated[list[str] | None, typer.Option(help="Show this signal alone; repeat it. Default: all.")] = None,
+    panel: Annotated[
+        list[str] | None, typer.Option(help="Show this panel alone, as precision; repeat it. Default: all.")
+    ] = None,
     low: Annotated[float | None, typer.Option(help="Lower end of the colours of signals with a neutral value.")] = None,
     high: Annotated[float | None, typer.Option(help="Upper end of these colours.")] = None,
     like: Annotated[Path | None, typer.Option(help="JSON of another scan, for the same colour scales.")] = None,

@@ -80,8 +80,8 @@ function attentionOf(attention, tokens) {
   const draw = () => {
     const one = attention[state.place];
     state.head = Math.min(state.head, one.values.length - 1);
-    fill(heads, labelled("Head", select(one.values.map((_, at) => [String(at), `head ${at}`]), String(state.head), (at) => { state.head = Number(at); draw(); })));
-    heatmap(made.plot, {title: `${one.label}, head ${state.head}`, values: one.values[state.head], rows: tokens, columns: tokens,
+    fill(heads, labelled("Head", select(one.values.map((_, at) => [String(at), `head ${at + 1}`]), String(state.head), (at) => { state.head = Number(at); draw(); })));
+    heatmap(made.plot, {title: `${one.label}, head ${state.head + 1}`, values: one.values[state.head], rows: tokens, columns: tokens,
       xTitle: "is looked at", yTitle: "looks", unit: "share", low: 0, height: Math.min(640, 160 + 14 * tokens.length)});
   };
   const where = select(attention.map((one, place) => [String(place), one.label || one.name]), "0", (place) => { state.place = Number(place); draw(); });
