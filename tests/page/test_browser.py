@@ -201,6 +201,12 @@ def test_a_typed_text_is_scanned(tab: Tab) -> None:
     figures = tab.drawn(3)
     assert {trace["type"] for one in figures for trace in one["traces"]} == {"heatmap"}
     assert "␣<b>bold</b>" in tab.text("#found .marked") and "1 neutral" in tab.tab.content()
+    first = tab.tab.get_attribute("#found a.data", "href")
+    tab.tab.evaluate("window.gone = []; URL.revokeObjectURL = (url) => window.gone.push(url)")
+    tab.tab.fill("textarea", "Two")
+    tab.tab.click("button.primary")
+    tab.tab.wait_for_function("(old) => document.querySelector('#found a.data')?.href !== old", arg=first)
+    assert first in tab.tab.evaluate("window.gone"), "numbers of an earlier scan are let go"
 
 
 def test_two_runs_write_side_by_side(tab: Tab) -> None:
