@@ -39,7 +39,7 @@ VERBS = (
 
 _SMALLER = (
     "where this is training, lower train.micro_tokens or batch_tokens, or set train.cuda_graphs=off (captured graphs "
-    "keep memory of their own)"
+    "keep memory of their own) or instruments.watch=off (a second copy of the weights)"
 )
 
 app = typer.Typer(

@@ -25,18 +25,22 @@ def add_to(app: typer.Typer) -> None:
 def scan(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
     text: Annotated[str | None, typer.Option(help="The text that it reads.")] = None,
-    instrument: Annotated[list[str] | None, typer.Option(help="Also measure with this instrument; repeat it.")] = None,
+    instrument: Annotated[
+        list[str] | None, typer.Option(help="Also measure with this one (homunculi list instruments); repeat it.")
+    ] = None,
     change: Annotated[
         list[str] | None,
         typer.Option(
             help="Change a signal meanwhile: PATTERN=neutral:NUMBER, =scaled:NUMBER, =shuffled, =patched, "
-            "REGION=silenced, depth=N; repeat it."
+            "REGION=silenced, depth=N; repeat it. PATTERN is of taps (homunculi taps ARCH)."
         ),
     ] = None,
     patch_text: Annotated[str | None, typer.Option(help="The other text, of as many tokens, for =patched.")] = None,
     step: Annotated[int | None, typer.Option(help="Of which checkpoint; default: the latest.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for what is written; default: one in the run.")] = None,
-    panel: Annotated[list[str] | None, typer.Option(help="Show this signal alone; repeat it. Default: all.")] = None,
+    panel: Annotated[
+        list[str] | None, typer.Option(help="Show this panel alone, as precision; repeat it. Default: all.")
+    ] = None,
     low: Annotated[float | None, typer.Option(help="Lower end of the colours of signals with a neutral value.")] = None,
     high: Annotated[float | None, typer.Option(help="Upper end of these colours.")] = None,
     like: Annotated[Path | None, typer.Option(help="JSON of another scan, for the same colour scales.")] = None,
@@ -57,11 +61,13 @@ def scan(
     if text is not None:
         found = _scan(run, step, text, changes, patch_text, instrument or [])
         found = _shown(found, panel or [], like, (low, high))
-        summary = _write_scan(found, _folder(run, out, f"{text}{changes}{panel}{found.step}"))
+        asked = (text, changes, patch_text, instrument, panel, like and str(like), low, high, found.step)
+        summary = _write_scan(found, _folder(run, out, text, asked))
     else:
         words = [word.strip() for word in (around or "").split(",") if word.strip()]
-        asked: dict[str, Any] = {"words": words, "corpus": corpus, "texts": texts, "swap": swap or []}
-        summary = _events(run, step, changes, asked, _folder(run, out, f"{asked}{changes}{step}"))
+        about: dict[str, Any] = {"words": words, "corpus": corpus, "texts": texts, "swap": swap or []}
+        folder = _folder(run, out, " ".join([*words, *(swap or [])]), (about, changes, step))
+        summary = _events(run, step, changes, about, folder)
     _print(summary, as_json)
 
 
@@ -84,10 +90,11 @@ def _shown(found: Scan, panels: list[str], like: Path | None, ends: tuple[float 
     return found if ends == (None, None) else scaled_to(found, *ends)
 
 
-def _folder(run: Path, out: Path | None, key: str) -> Path:
-    """Where files go: a folder of the run named after what was asked, or the one that was given."""
-    slug = re.sub(r"[^a-z0-9]+", "-", key.lower())[:28].strip("-")
-    folder = out or run / "scans" / f"{slug}-{hashlib.sha256(key.encode('utf-8', 'replace')).hexdigest()[:8]}"
+def _folder(run: Path, out: Path | None, words: str, asked: Any) -> Path:
+    """Where files go: the folder that was given, or one of the run, named by the words, for all that was asked."""
+    slug = re.sub(r"[^a-z0-9]+", "-", words.lower())[:28].strip("-") or "scan"
+    key = hashlib.sha256(repr(asked).encode("utf-8", "replace")).hexdigest()[:8]
+    folder = out or run / "scans" / f"{slug}-{key}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -108,7 +115,7 @@ def _write_scan(found: Scan, folder: Path) -> dict[str, Any]:
         "run": found.run,
         "step": found.step,
         "tokens": len(found.tokens),
-        "surprisal": sum(surprisals) / len(surprisals),
+        "surprisal": sum(surprisals) / len(surprisals) if surprisals else None,
         "panels": [panel.name for panel in found.panels],
         "instruments": [one["instrument"] for one in found.measures],
         "changes": list(found.changes),
@@ -204,7 +211,9 @@ def _print(summary: dict[str, Any], as_json: bool) -> None:
         return
     lines = []
     if "surprisal" in summary:
-        lines.append(f"{summary['tokens']} tokens, {summary['surprisal']:.3f} nats a token in the mean")
+        mean = summary["surprisal"]
+        said = "nothing that the model said is a number" if mean is None else f"{mean:.3f} nats a token in the mean"
+        lines.append(f"{summary['tokens']} tokens, {said}")
     if "n_events" in summary:
         found = ", ".join(summary["responding"]) or "none"
         lines.append(f"{summary['n_events']} events in {summary['n_texts']} texts; signals that respond: {found}")

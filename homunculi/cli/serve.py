@@ -15,8 +15,8 @@ def add_to(app: typer.Typer) -> None:
 
 
 def serve(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8421,
-    runs: Annotated[Path | None, typer.Option(help="Folder of the runs; default: the root of runs.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the address; 0 takes a free one.")] = 8421,
+    runs: Annotated[Path | None, typer.Option(help="Folder of the runs; default: HOMUNCULI_RUNS, or runs.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with the address.")] = False,
 ) -> None:
     from homunculi.cli.terminal import print_result

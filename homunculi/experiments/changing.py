@@ -42,6 +42,7 @@ from homunculi.train.interventions import (
 
 _FIELD = "change"
 _FORMS = "PATTERN=neutral:NUMBER, =scaled:NUMBER, =shuffled or =patched, REGION=silenced, or depth=N"
+MOST_PASSES = 256  # of a loop
 _SURE = 4.0  # how far beyond its threshold a score is put that is to decide
 # What any architecture's parts hand on: name of a region → pattern of taps.
 OUTPUTS = {
@@ -210,8 +211,10 @@ def _at_depth(model: LanguageModel, n_passes: int) -> Iterator[list[Change]]:
     depths = depths_of(model)
     if not depths:
         raise InputError(f"{_FIELD}: depth={n_passes}: this model has no passes to choose from")
-    if n_passes not in depths and not (hasattr(model, "with_passes") and n_passes > 0):
-        raise InputError(f"{_FIELD}: depth={n_passes}: this model can take {', '.join(map(str, depths))} passes")
+    deeper = hasattr(model, "with_passes") and 0 < n_passes <= MOST_PASSES
+    if n_passes not in depths and not deeper:
+        more = f", and others up to {MOST_PASSES}" if hasattr(model, "with_passes") else ""
+        raise InputError(f"{_FIELD}: depth={n_passes}: this model can take {', '.join(map(str, depths))} passes{more}")
     router = getattr(model, "router", None)
     if isinstance(router, Router):
         everybody = tuple(Quota(1.0, 0) for _ in router.quotas)

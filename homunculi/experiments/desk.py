@@ -5,15 +5,19 @@
      "changes": []}
     {"id": 3, "do": "signals", "run": PATH}
 
+    {"id": 4, "do": "stop", "of": 2}
+
 A scan and signals are answered by ``{"id": 1, "result": {…}}``, a sample by ``{"id": 2, "piece": "text"}`` as it is
-written and then ``{"id": 2, "result": {"text": "…"}}``. What goes wrong is one line, ``{"id": 3, "error": "…"}``, and
-the desk goes on. A scan is that of `homunculi.runs.scans`; the result of signals is
+written and then ``{"id": 2, "result": {"text": "…"}}``. A stop has no answer of its own: the sample that it names ends
+with what is written by then, and whatever else it names is answered by an error if its turn has not come. What goes
+wrong is one line, ``{"id": 3, "error": "…"}``, and the desk goes on. A scan is that of `homunculi.runs.scans`; the
+result of signals is
 
     {"signals": [{"pattern", "title", "neutral", "low", "high"}], "regions": [{"name", "pattern", "value"}],
      "depth": [1, 2, 3] or null, "longest": tokens}
 
-Requests are answered one after the other. Models of the last `KEPT` runs stay loaded; one whose run has a later
-checkpoint is loaded again. Nothing in a run is executed. Which paths may be asked for is for those to check who ask.
+Requests are answered one after the other. Models of the last `KEPT` runs stay loaded; one whose run has other
+checkpoints is loaded again. Nothing in a run is executed. Which paths may be asked for is for those to check who ask.
 """
 
 from __future__ import annotations
@@ -21,10 +25,14 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import os
+import queue
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -43,19 +51,20 @@ KEPT = 3
 MOST_TOKENS = 4096  # of a sample
 MOST_LINE = 4_000_000  # characters of a request
 MOST_CHANGES = 64
+MOST_STOPPED = 64
 
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A run's model, ready to read; `latest`: the checkpoints that there were."""
+    """A run's model, ready to read; `stamp`: of the files that it was made of, which changes when they do."""
 
     model: LanguageModel
     tokenizer: Tokenizer
     name: str
     step: int
-    present: tuple[int, ...]
+    stamp: tuple[Any, ...]
 
 
 class Desk:
@@ -63,6 +72,25 @@ class Desk:
 
     def __init__(self) -> None:
         self.loaded: OrderedDict[tuple[str, int | None], Loaded] = OrderedDict()
+        self.stopped: set[int] = set()
+
+    def stop(self, line: str) -> bool:
+        """Whether a line asks for a stop, which then holds from now on. May be called from another thread."""
+        try:
+            asked = _object(line)
+        except InputError:
+            return False
+        if asked.get("do") != "stop":
+            return False
+        if len(self.stopped) >= MOST_STOPPED:  # of requests that had come to their end by themselves
+            self.stopped.clear()
+        if isinstance(of := asked.get("of"), int):
+            self.stopped.add(of)
+        return True
+
+    def is_stopped(self, asked: Json) -> bool:
+        number = asked.get("id")
+        return isinstance(number, int) and number in self.stopped
 
     def answer(self, line: str) -> Iterator[Json]:
         """Answers to one request, whatever it is."""
@@ -70,6 +98,8 @@ class Desk:
         try:
             asked = _object(line)
             number = asked.get("id")
+            if self.is_stopped(asked) and asked.get("do") != "sample":
+                raise InputError("stopped before its turn")
             work = {"scan": self._scan, "sample": self._sample, "signals": self._signals}.get(str(asked.get("do")))
             if work is None:
                 raise InputError(f"do: {str(asked.get('do'))[:40]!r} is none of scan, sample, signals")
@@ -77,8 +107,11 @@ class Desk:
                 yield {"id": number} | found
         except HomunculiError as error:
             yield {"id": number, "error": _one_line(str(error))}
-        except (RuntimeError, MemoryError, OSError, ValueError, TypeError, KeyError, IndexError) as error:
+        except Exception as error:  # one answer is lost, not the models in memory
             yield {"id": number, "error": _one_line(f"{type(error).__name__}: {error}")}
+        finally:
+            if isinstance(number, int):
+                self.stopped.discard(number)
 
     def _scan(self, asked: Json) -> Iterator[Json]:
         run = self._open(asked)
@@ -111,8 +144,9 @@ class Desk:
         prompt = [run.tokenizer.eot_id, *run.tokenizer.encode(_word(asked, "text"))]
         with changed(run.model, _changes(asked)):
             drawn = generate(run.model, [prompt], n_tokens, sampling)
+            wanted = (int(token) for token in takewhile(lambda _: not self.is_stopped(asked), drawn))
             text = ""
-            for piece in pieces_of(run.tokenizer, (int(token) for token in drawn)):
+            for piece in pieces_of(run.tokenizer, wanted):
                 text += piece
                 yield {"piece": piece}
         yield {"result": {"text": text}}
@@ -123,15 +157,30 @@ class Desk:
         if not path or (step is not None and (isinstance(step, bool) or not isinstance(step, int))):
             raise InputError("run and step: a path, and a number of updates or null")
         key = (path, step)
-        present = tuple(checkpoints(Path(path) / "checkpoints"))
+        stamp = _stamp(Path(path), step)
         known = self.loaded.pop(key, None)
-        if known is None or (step is None and known.present != present):
+        if known is None or known.stamp != stamp:
             model, tokenizer, name, at = open_run_for_scan(path, step)
-            known = Loaded(model, tokenizer, name, at, present)
+            known = Loaded(model, tokenizer, name, at, stamp)
         self.loaded[key] = known
         while len(self.loaded) > KEPT:
             self.loaded.popitem(last=False)
         return known
+
+
+def _stamp(run: Path, step: int | None) -> tuple[Any, ...]:
+    """Of the run and of its checkpoints, or of the one of `step`: another after training anew under the same name."""
+    folder = run / "checkpoints"
+    present = checkpoints(folder) if step is None else [step]
+    return tuple((one, _changed_at(folder / f"step-{one:08d}")) for one in present)
+
+
+def _changed_at(path: Path) -> tuple[int, int]:
+    try:
+        about = os.stat(path)
+    except OSError:
+        return 0, 0
+    return about.st_mtime_ns, about.st_ino
 
 
 def pieces_of(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
@@ -189,8 +238,33 @@ def serve(requests: Iterable[str], out: TextIO, answer: Callable[[str], Iterator
     for line in requests:
         if line.strip():
             for found in answer(line):
-                out.write(json.dumps(found, allow_nan=False) + "\n")
+                out.write(_written(found) + "\n")
                 out.flush()
+
+
+def _written(answer: Json) -> str:
+    """An answer as a line; one with a number that JSON does not have becomes an error."""
+    try:
+        return json.dumps(answer, allow_nan=False, separators=(",", ":"))
+    except ValueError:
+        return json.dumps({"id": answer.get("id"), "error": "the answer holds numbers that are not finite"})
+
+
+def read_ahead(lines: Iterable[str], stop: Callable[[str], bool]) -> Iterator[str]:
+    """Lines in their order, read on a thread of their own; those that `stop` takes are not among them."""
+    waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def read() -> None:
+        try:
+            for line in lines:
+                if not stop(line):
+                    waiting.put(line)
+        finally:
+            waiting.put(None)
+
+    threading.Thread(target=read, name="requests", daemon=True).start()
+    while (line := waiting.get()) is not None:
+        yield line
 
 
 def main() -> None:
@@ -201,10 +275,11 @@ def main() -> None:
     for stream in (sys.stdin, out):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")
+    desk = Desk()
     try:
-        serve(iter(sys.stdin.readline, ""), out, Desk().answer)
+        serve(read_ahead(iter(sys.stdin.readline, ""), desk.stop), out, desk.answer)
     except (KeyboardInterrupt, BrokenPipeError):
-        sys.exit(0)
+        os._exit(0)  # past the thread that waits for a line
 
 
 if __name__ == "__main__":

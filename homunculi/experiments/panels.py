@@ -23,7 +23,7 @@ from homunculi.core.taps import TapInfo
 from homunculi.experiments.changing import signals_of
 from homunculi.runs.scans import Attention, Panel
 
-ALWAYS = ("steps.*.resid_pre", "steps.*.resid_post", "steps.*.attn.pattern", "steps.*.experts.logits")
+ALWAYS = ("embed", "steps.*.resid_pre", "steps.*.resid_post", "steps.*.attn.pattern", "steps.*.experts.logits")
 _STEP = re.compile(r"steps\.(\d+)\.(.+)")
 _PER_LAYER = "control."
 _WIDE = ("control.pool", "control.hidden", "control.state", "control.injection", "control.pass_signal")
@@ -39,6 +39,7 @@ _COMPUTED = ("depth", "experts", "update", "attention entropy")  # names of pane
 _SMALLEST_SPAN = 0.02  # of a colour scale around a neutral value: less is drawn as nothing
 _MOST_ROWS = 64
 _MOST = 0.99  # share of the values that a colour scale is made for
+MOST_PAIRS = 4_000_000  # of tokens, over heads and steps, that attention is given for: some 30 MB of JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +256,16 @@ def attention_of(seen: Mapping[str, Tensor], schedule: Schedule) -> list[Attenti
         if step is not None and site_of(name) == "attn.pattern" and tensor.shape[-1] == tensor.shape[-2]:
             found.append(Attention(name, label_of(schedule, step), tensor[0].double().cpu().numpy()))
     return found
+
+
+def joined(attention: Sequence[Attention], most: int = MOST_PAIRS) -> tuple[list[Attention], tuple[str, ...]]:
+    """Attention small enough to be written: of a long text its heads as their mean, then none; a note says so."""
+    if sum(one.values.size for one in attention) <= most:
+        return list(attention), ()
+    means = [Attention(one.name, one.label, one.values.mean(0, keepdims=True)) for one in attention]
+    if sum(one.values.size for one in means) <= most:
+        return means, ("A text of this length: attention is the mean of its heads.",)
+    return [], ("A text of this length: attention is left out.",)
 
 
 def entropy_of(attention: Sequence[Attention]) -> Panel | None:

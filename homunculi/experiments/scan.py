@@ -11,6 +11,7 @@ Legend: B batch (one row), T tokens, D width, V vocabulary, K words.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +25,12 @@ from homunculi.core.model import LanguageModel
 from homunculi.core.taps import TapInfo
 from homunculi.errors import InputError
 from homunculi.experiments.changing import changed
-from homunculi.experiments.panels import attention_of, entropy_of, label_of, panels_of, wanted, whole
+from homunculi.experiments.panels import attention_of, entropy_of, joined, label_of, panels_of, wanted, whole
 from homunculi.instruments.hooks import taps_of
+from homunculi.instruments.observation import Observation
 from homunculi.instruments.observing import measure, observe, suitable
+from homunculi.instruments.registry import Instrument
+from homunculi.instruments.stream import after_steps
 from homunculi.runs.directory import open_run
 from homunculi.runs.measures import Stored
 from homunculi.runs.scans import Lens, Scan, Token, numbers
@@ -96,7 +100,7 @@ def scan(
     """
     ids_BT = torch.tensor([ids_of(model, tokenizer, text)], device=next(model.parameters()).device)
     taps = taps_of(model)
-    chosen = suitable(model, instruments) if instruments else []
+    chosen = _chosen(model, instruments)
     patterns = [*wanted(taps, model.schedule), *(pattern for one in chosen for pattern in one.taps)]
     with changed(model, changes, _source(model, tokenizer, patch_text, changes)):
         seen = observe(
@@ -106,6 +110,7 @@ def scan(
             step=int((known or {}).get("step", 0)),
             pieces=tuple(labels(tokenizer, range(tokenizer.vocab_size))) if chosen else (),
             byte_lengths=tuple(map(int, byte_lengths(tokenizer))) if chosen else (),
+            encode=tokenizer.encode,
         )
         measured = measure(chosen, seen)
     ids = ids_BT[0].tolist()
@@ -113,9 +118,12 @@ def scan(
     shown = whole(seen.taps, len(ids))
     attention = attention_of(shown, model.schedule)
     with torch.no_grad():
-        lens = lens_of(model, shown, ids, tokenizer)
+        lens = lens_of(replace(seen, taps=shown), tokenizer)
     entropy = entropy_of(attention)
-    surprisals: list[float | None] = [None, *seen.surprisals[0].tolist()]
+    attention, notes = joined(attention)
+    if bool(seen.logits_BTV.isnan().any()):
+        notes += ("What the model said is no number at some tokens; nothing is shown for them.",)
+    surprisals = [None, *(nats if math.isfinite(nats) else None for nats in seen.surprisals[0].tolist())]
     found = Scan(
         run=str((known or {}).get("run", "")),
         step=int((known or {}).get("step", 0)),
@@ -125,9 +133,20 @@ def scan(
         attention=tuple(attention),
         lens=tuple(lens),
         changes=tuple(changes),
-        notes=_notes(taps, len(shown) < len(seen.taps), [name for name in instruments if name not in measured]),
+        notes=notes + _notes(taps, len(shown) < len(seen.taps), [name for name in instruments if name not in measured]),
     )
     return replace(found, measures=tuple(_measured(one) for one in measured.values()))
+
+
+def _chosen(model: LanguageModel, names: Sequence[str]) -> list[Instrument]:
+    """Instruments of these names that suit the model."""
+    found = suitable(model, names) if names else []
+    for one in found:
+        if one.reads != "forward":
+            raise InputError(
+                f"{one.name}: reads an update of the weights, which a scan has not; it measures in training"
+            )
+    return found
 
 
 def tracks_of(
@@ -153,37 +172,36 @@ def _source(
 ) -> Mapping[str, Tensor] | None:
     """What the other text passed, of the taps that are patched."""
     patterns = [text.removesuffix("=patched") for text in changes if text.endswith("=patched")]
-    if patch_text is None or not patterns:
+    if patch_text is None:
         return None
+    if not patterns:
+        raise InputError("patch_text: no change takes from it; add one such as PATTERN=patched")
     ids_BT = torch.tensor([ids_of(model, tokenizer, patch_text)], device=next(model.parameters()).device)
     return observe(model, ids_BT, patterns).taps
 
 
-def lens_of(model: LanguageModel, seen: Mapping[str, Tensor], ids: Sequence[int], tokenizer: Tokenizer) -> list[Lens]:
+def lens_of(seen: Observation, tokenizer: Tokenizer) -> list[Lens]:
     """What the read-out makes of the state after each step: the likeliest words, and the rank of what came.
 
     A token that a step does not take has the state that the last step which took it left.
     """
-    state_TD: Tensor | None = None
-    next_T = torch.tensor(ids[1:], device=next(model.parameters()).device)
+    next_T1 = seen.ids_BT[0, 1:, None]
     found: list[Lens] = []
     pieces: dict[int, str] = {}
-    for step in range(len(model.schedule)):
-        after_BTD = seen.get(f"steps.{step}.resid_post")
-        if after_BTD is None:
-            continue
-        there_T1 = after_BTD[0].ne(0).any(-1, keepdim=True)
-        state_TD = after_BTD[0] if state_TD is None else torch.where(there_T1, after_BTD[0], state_TD)
-        logits_TV = model.readout(state_TD[None])[0].float()
+    states = {site.step: after.state_BTD for site, after in after_steps(seen).items()}
+    for step, state_BTD in states.items():
+        shown_BTD = seen.taps[f"steps.{step}.resid_post"]
+        logits_TV = seen.model.readout(state_BTD.to(shown_BTD.dtype))[0].float()
         top = logits_TV.softmax(-1).topk(min(WORDS, logits_TV.shape[-1]), dim=-1)
-        true_T1 = logits_TV[:-1].gather(1, next_T[:, None])
-        rank: list[int | None] = [*(1 + logits_TV[:-1].gt(true_T1).sum(-1)).tolist(), None]
+        known = (top.values.isfinite().all(-1) & shown_BTD[0].isfinite().all(-1)).tolist()
+        place_T = 1 + logits_TV[:-1].gt(logits_TV[:-1].gather(1, next_T1)).sum(-1)
+        rank = [place if there else None for place, there in zip(place_T.tolist(), known, strict=False)]
         indices = top.indices.tolist()
         for token in {token for row in indices for token in row} - pieces.keys():
             pieces[token] = labels(tokenizer, [token])[0]
-        rows = zip(indices, top.values.tolist(), strict=True)
-        words = tuple(tuple((pieces[i], p) for i, p in zip(at, ps, strict=True)) for at, ps in rows)
-        found.append(Lens(step, label_of(model.schedule, step), words, tuple(rank)))
+        rows = zip(indices, top.values.tolist(), known, strict=True)
+        words = tuple(tuple((pieces[i], p) for i, p in zip(at, ps, strict=True)) if k else () for at, ps, k in rows)
+        found.append(Lens(step, label_of(seen.model.schedule, step), words, (*rank, None)))
     return found
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from homunculi.instruments.observation import Observation
 from homunculi.instruments.registry import instrument
+from homunculi.instruments.stream import takes_part
 from homunculi.runs.measures import Measurement
 
 MEASURES = ("rms", "effective rank", "share of near-zero units", "share of dead units")
@@ -28,18 +29,27 @@ NEAR_ZERO = 0.01  # of the largest unit of a token
 def measure(seen: Observation) -> Measurement:
     states, units = seen.sites("resid_post"), seen.sites("mlp.post")
     units_of = {site.step: tensor for site, tensor in units.items()}
-    rows = []
-    for site, state_BTD in states.items():
-        state_ND = state_BTD.flatten(0, -2).float()
-        inner = units_of.get(site.step)
-        sparse, dead = (np.nan, np.nan) if inner is None else _idle(inner.flatten(0, -2).float())
-        rows.append((float(state_ND.square().mean().sqrt()), effective_rank(state_ND), sparse, dead))
+    rows = [_of_step(state_BTD.float(), units_of.get(site.step)) for site, state_BTD in states.items()]
     return Measurement(
         {"activation": np.array(rows, dtype=np.float32).T},
         {"activation": ("measure", "step")},
         {"measure": MEASURES, "step": tuple(site.label for site in states)},
-        notes=(f"near zero: under {NEAR_ZERO:.0%} of the token's largest unit; dead: so at every token of the probe",),
+        notes=(
+            f"near zero: under {NEAR_ZERO:.0%} of the token's largest unit; dead: so at every token of the probe",
+            "of the tokens that take the step",
+        ),
     )
+
+
+def _of_step(state_BTD: Tensor, units_BTF: Tensor | None) -> tuple[float, ...]:
+    """The measures of a step; taps are zero at tokens that do not take it, and those are left out."""
+    present_BT = takes_part(state_BTD)
+    if not present_BT.any():
+        return (np.nan,) * len(MEASURES)
+    state_ND = state_BTD[present_BT]
+    fitting = units_BTF is not None and units_BTF.shape[:2] == present_BT.shape
+    idle = _idle(units_BTF[present_BT].float()) if units_BTF is not None and fitting else (np.nan, np.nan)
+    return float(state_ND.square().mean().sqrt()), effective_rank(state_ND), *idle
 
 
 def effective_rank(x_ND: Tensor) -> float:

@@ -31,10 +31,13 @@ def suitable(model: LanguageModel, chosen: Iterable[str] = ()) -> list[Instrumen
     return [one for one in found if one.suits(tap_names)]
 
 
-def observe(model: LanguageModel, ids_BT: Tensor, taps: Iterable[str], **known: Any) -> Observation:
+def observe(
+    model: LanguageModel, ids_BT: Tensor, taps: Iterable[str], documents_BT: Tensor | None = None, **known: Any
+) -> Observation:
     """One forward pass over `ids_BT` with the taps of these patterns kept. The model's mode is left as it was.
 
     Args:
+        documents_BT: document of each token, where the model was trained not to look out of its document.
         known: further fields of the `Observation`.
     """
     recording = Recording(*dict.fromkeys(taps))
@@ -42,7 +45,8 @@ def observe(model: LanguageModel, ids_BT: Tensor, taps: Iterable[str], **known: 
     model.eval()
     try:
         with torch.no_grad():
-            output = model(ids_BT, recording)
+            bounds = {} if documents_BT is None else {"documents_BT": documents_BT}
+            output = model(ids_BT, recording, **bounds)
     finally:
         model.train(was_training)
     return Observation(model, ids_BT, recording.seen, output.logits, output.statistics, **known)

@@ -68,6 +68,8 @@ def measure(seen: Observation) -> Measurement | None:
     sites = seen.sites("attn.pattern")
     if not sites or seen.ids_BT.shape[1] < 2:
         return None
+    if len({tuple(pattern.shape[-2:]) for pattern in sites.values()}) > 1:
+        return None  # some steps show some tokens alone, and not at their places
     drawn = [drawn_by(pattern) for pattern in sites.values()]
     times_LBS = torch.stack([one.times for one in drawn])
     share_LBS = torch.stack([one.share_BS for one in drawn]).nan_to_num()

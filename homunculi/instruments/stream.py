@@ -32,7 +32,12 @@ class After(NamedTuple):
 
 
 def after_steps(seen: Observation) -> dict[Site, After]:
-    """The stream after each step that ran, in order. Needs the taps `NEEDS`; `TAPS` where the model has them."""
+    """The stream after each step that ran, in order. Needs the taps `NEEDS`; `TAPS` where the model has them.
+
+    Empty where a step shows some tokens alone, one after the other, so that nobody knows their places.
+    """
+    if not all(tensor.shape[:2] == seen.ids_BT.shape for tensor in seen.sites("resid_post").values()):
+        return {}
     gates = {site.step: gate.float() for site, gate in seen.sites("router.gate").items()}
     schedule, gate = seen.model.schedule, None
     stream = entered = seen.taps["embed"].float() if "embed" in seen.taps else None

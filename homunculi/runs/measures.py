@@ -207,7 +207,7 @@ def read_measurement(run: Path, instrument: str, step: int) -> Stored:
         )
         text = {name: str(about[name]) for name in ("instrument", "view", "title", "question")}
         return Stored(**text, step=int(about["step"]), tokens=int(about["tokens"]), measurement=found)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, SafetensorError) as error:
         raise InputError(f"{path}: cannot be read ({type(error).__name__}); measure again") from None
 
 

@@ -159,8 +159,8 @@ def scan_to_json(scan: Scan) -> Json:
                 "unit": panel.unit,
                 "rows": list(panel.rows),
                 "values": numbers(panel.values),
-                "low": _rounded(panel.low),
-                "high": _rounded(panel.high),
+                "low": float(panel.low),  # not rounded: ends that differ by little still differ
+                "high": float(panel.high),
                 "neutral": _rounded(panel.neutral),
             }
             for panel in scan.panels

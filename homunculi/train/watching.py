@@ -145,6 +145,8 @@ class Watch:
         self.first = {name: p.detach().to("cpu", copy=True) for name, p in updater.model.named_parameters()}
         settings = config.instruments
         self.ids_BT = probe_of(text, config.model.max_seq_len, settings.probe_tokens).to(updater.device)
+        masks = config.text.document_mask  # the probe is read as training and evaluation read
+        self.documents_BT = (self.ids_BT == text.tokenizer.eot_id).cumsum(1) if masks else None
         self.options = to_json(settings)
         self.n_measurements = 0
         self.seconds = {_TRAINING: 0.0, _WORKER: 0.0}
@@ -194,9 +196,9 @@ class Watch:
         """Write what was measured and what it took as an event."""
         self.finish()
         took = {key.removeprefix("perf/"): value for key, value in self.costs.items()}
-        names = [one.name for one in self.instruments]
         took["processor_s"] = round(self.processor_s, 4)  # of the worker since this process began
-        self.run.log_event("instruments", step=step, names=names, measurements=self.n_measurements, **took)
+        about = {"names": [one.name for one in self.instruments], "measurements": self.n_measurements}
+        self.run.log_event("instruments", step=step, **about, **took)
 
     def __enter__(self) -> Self:
         return self
@@ -242,10 +244,8 @@ class Watch:
                 for name, parameter in self.copy.named_parameters():
                     parameter.copy_(average[name])
             after = _copies(dict(model.named_parameters())) if trace is not None else None
-        ready = None
-        if self._stream is not None:
-            ready = torch.cuda.Event()
-            ready.record()
+        on_device = self._stream is not None
+        ready = torch.cuda.current_stream(self.updater.device).record_event() if on_device else None
         return _Moment(step, trace, after, ready)
 
     @contextmanager
@@ -294,6 +294,7 @@ class Watch:
             self.copy,
             self.ids_BT,
             [pattern for one in mine for pattern in one.taps],
+            self.documents_BT,
             step=step,
             pieces=self._pieces,
             byte_lengths=self._byte_lengths,
@@ -306,11 +307,10 @@ class Watch:
         after = moment.after or {name: p.detach() for name, p in self.copy.named_parameters()}
         factors = {name: float(factor) for name, factor in trace.factors.items()}
         seen = UpdateSeen(trace.step, trace.lr, trace.gradients, trace.before, after, factors)
-        tokens = trace.step * self.config.batch_tokens
 
         def found(one: Instrument) -> Stored | None:
             result = one.measure(seen)
-            return None if result is None else store(one, result, trace.step, tokens)
+            return None if result is None else store(one, result, trace.step, trace.step * self.config.batch_tokens)
 
         for one in self._reading("update"):
             self._keep(one, trace.step, lambda one=one: found(one))  # type: ignore[misc]

@@ -4,8 +4,11 @@
     < {"id": 1, "piece": "Once"}        any number of times
     < {"id": 1, "result": {…}}          or {"id": 1, "error": "one line"}
 
-One question at a time. An answer that nobody waits for any more is read to its end; a desk that does not come to it in
-time is ended, and the next question starts another.
+One question at a time. The desk is asked to stop an answer that nobody waits for any more,
+
+    > {"id": 2, "do": "stop", "of": 1}
+
+and that is read to its end; a desk that does not come to it in time is ended, and the next question starts another.
 """
 
 from __future__ import annotations
@@ -102,9 +105,13 @@ class DeskClient:
                 yield line
 
     def _drain(self, number: int) -> None:
-        """Read an answer that nobody wants to its end, so that the next question is answered by its own lines."""
+        """Have an answer that nobody wants stopped, and read it to its end, so that the next question is answered by
+        its own lines."""
         if self._process is None:
             return
+        self._last_id += 1
+        with contextlib.suppress(OSError):  # a desk that ended says so below
+            _write(self._process, {"id": self._last_id, "do": "stop", "of": number})
         until = time.monotonic() + DRAIN_S
         with contextlib.suppress(DeskFailed):
             for line in self._answer(number, DRAIN_S):
@@ -117,11 +124,8 @@ class DeskClient:
     def _send(self, question: Mapping[str, Any]) -> int:
         process = self._started()
         self._last_id += 1
-        line = json.dumps({"id": self._last_id, **question}) + "\n"
         try:
-            assert process.stdin is not None
-            process.stdin.write(line.encode("ascii"))
-            process.stdin.flush()
+            _write(process, {"id": self._last_id, **question})
         except OSError:
             self._stop()
             raise DeskFailed("the desk is gone; ask again") from None
@@ -159,6 +163,12 @@ class DeskClient:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _write(process: subprocess.Popen[bytes], line: Mapping[str, Any]) -> None:
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(line).encode("ascii") + b"\n")
+    process.stdin.flush()
 
 
 def _read_lines(pipe: IO[bytes], into: queue.SimpleQueue[bytes]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -139,9 +140,21 @@ def _guarded(app: App, port: int) -> App:
 
 
 def _json(value: Any, status: int = 200) -> Response:
-    """ASCII JSON: names of files may hold what UTF-8 cannot."""
+    """ASCII JSON: names of files may hold what UTF-8 cannot. What is not finite, as a file may have it, is null."""
     responses = optional("starlette.responses", EXTRA)
-    return responses.Response(json.dumps(value, allow_nan=False), status, media_type="application/json")
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(value), allow_nan=False)
+    return responses.Response(text, status, media_type="application/json")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _error(words: str, status: int) -> Response:

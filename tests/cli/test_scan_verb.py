@@ -81,6 +81,8 @@ def test_words_and_orders_give_averages_and_distances(cli: Callable[..., Any], f
         (("--text", "a", "--change", "depth=2"), "change: depth=2: this model has no passes"),
         (("--text", "a", "--change", "embed=patched"), "there is no other text to patch from"),
         (("--text", "a", "--instrument", "sonar"), "sonar: no such instrument"),
+        (("--text", "a", "--instrument", "updates"), "updates: reads an update of the weights"),
+        (("--text", "a", "--patch-text", "b"), "patch_text: no change takes from it"),
         (("--text", "a", "--panel", "spin"), "spin: no such panel; there are update"),
         (("--text", "a", "--step", 5), "no checkpoint of step 5; there are"),
         (("--text", "a", "--like", "nowhere.json"), "nowhere.json: no such file"),
@@ -97,3 +99,17 @@ def test_a_folder_that_cannot_be_made_is_named(cli: Callable[..., Any], finished
     (tmp_path / "file").write_text("")
     done = cli("scan", finished, "--text", "a", "--out", tmp_path / "file" / "out")
     assert done.code == 2 and "name another folder with --out" in done.err
+
+
+def test_what_is_asked_otherwise_goes_into_a_folder_of_its_own(cli: Callable[..., Any], finished: Path) -> None:
+    asked = [("--text", "one"), ("--text", "one", "--instrument", "activation"), ("--text", "one", "--low", -3)]
+    pages = [json.loads(cli("scan", finished, *words, "--json").out)["files"]["html"] for words in asked]
+    names = [Path(page).parent.name for page in pages]
+    assert len(set(names)) == 3 and all(name.startswith("one-") for name in names)
+
+
+def test_a_model_that_says_no_numbers_is_told_so(cli: Callable[..., Any], finished: Path, tmp_path: Path) -> None:
+    words = ("--text", "red", "--change", "steps.*.resid_post=scaled:1e38", "--out", tmp_path)
+    done = cli("scan", finished, *words)
+    assert done.code == 0 and "nothing that the model said is a number" in done.out
+    assert json.loads(cli("scan", finished, *words, "--json").out)["surprisal"] is None

@@ -73,6 +73,8 @@ def test_a_depth_of_none_is_refused_and_a_loop_takes_more_than_it_was_trained_fo
     with pytest.raises(InputError, match="a depth is a number"), changed(routed, ["depth=two"]):
         pass
     loop = model("recursive", n_passes=2)
+    with pytest.raises(InputError, match="can take 1, 2 passes, and others up to 256"), changed(loop, ["depth=99999"]):
+        pass
     with changed(loop, ["depth=4"]):
         deeper = loop(IDS).logits
     torch.testing.assert_close(deeper, loop.with_passes(4)(IDS).logits)  # type: ignore[operator]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import shutil
@@ -16,7 +17,7 @@ import pytest
 
 from homunculi.cli.terminal import Quiet
 from homunculi.experiments import desk as desks
-from homunculi.experiments.desk import KEPT, Desk, pieces_of, serve
+from homunculi.experiments.desk import KEPT, Desk, pieces_of, read_ahead, serve
 from homunculi.models.mor import Config
 from homunculi.runs.directory import claim
 from homunculi.runs.scans import scan_from_json
@@ -170,4 +171,58 @@ def test_each_answer_is_written_at_once() -> None:
 
     out = Out()
     serve(["x\n", " \n"], out, lambda line: iter([{"id": 1, "piece": "a"}, {"id": 1, "result": {}}]))
-    assert out.getvalue().splitlines() == ['{"id": 1, "piece": "a"}', '{"id": 1, "result": {}}'] and out.flushed == 2
+    assert out.getvalue().splitlines() == ['{"id":1,"piece":"a"}', '{"id":1,"result":{}}'] and out.flushed == 2
+
+
+def test_numbers_that_json_does_not_have_end_no_desk(run: Path) -> None:
+    out = StringIO()
+    serve(["x", "y"], out, lambda line: iter([{"id": 1, "result": {"a": math.nan if line == "x" else 0.5}}]))
+    first, second = map(json.loads, out.getvalue().splitlines())
+    assert "not finite" in first["error"] and second["result"] == {"a": 0.5}
+    (answer,) = ask(Desk(), do="scan", run=str(run), text="red", changes=["steps.*.resid_post=scaled:1e38"])
+    assert answer["result"]["tokens"][2]["surprisal"] is None
+
+
+def test_what_nobody_foresaw_is_told_and_ends_no_desk(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(desks, "signals_of", lambda model: 1 / 0)
+    (answer,) = ask(Desk(), do="signals", run=str(run))
+    assert answer["error"].startswith("ZeroDivisionError")
+
+
+def test_a_sample_is_stopped_between_two_tokens_and_what_waits_before_its_turn(run: Path) -> None:
+    desk = Desk()
+    asked = {"id": 7, "do": "sample", "run": str(run), "text": "red", "tokens": 40, "seed": 3}
+    answers = desk.answer(json.dumps(asked))
+    pieces = [next(answers)["piece"], next(answers)["piece"]]
+    assert desk.stop('{"id": 8, "do": "stop", "of": 7}') and desk.stop('{"id": 9, "do": "stop", "of": 10}')
+    *rest, last = answers
+    assert len(rest) <= 1, "the bytes of a character that was begun"
+    assert last["result"]["text"] == "".join([*pieces, *(one["piece"] for one in rest)])
+    scan = {"id": 10, "do": "scan", "run": str(run), "text": "red"}
+    assert list(desk.answer(json.dumps(scan))) == [{"id": 10, "error": "stopped before its turn"}]
+    assert "result" in ask(desk, **asked)[-1] and not desk.stopped, "a number may be asked again"
+    assert not desk.stop(json.dumps(asked)) and not desk.stop("nonsense")
+    for number in range(1000):
+        desk.stop(json.dumps({"do": "stop", "of": number}))
+    assert len(desk.stopped) < 100
+
+
+def test_requests_are_read_ahead_and_stops_are_taken_out() -> None:
+    taken: list[str] = []
+    lines = read_ahead(["a", "stop", "b"], lambda line: line == "stop" and not taken.append(line))
+    assert list(lines) == ["a", "b"] and taken == ["stop"]
+
+
+def test_a_run_that_is_trained_anew_under_its_name_is_loaded_again(run: Path, tmp_path: Path) -> None:
+    copy, desk = tmp_path / "copy", Desk()
+    shutil.copytree(run, copy)
+    for step in (None, 4):
+        ask(desk, do="scan", run=str(copy), text="red", step=step)
+    before = dict(desk.loaded)
+    shutil.rmtree(copy)
+    shutil.copytree(run, copy, copy_function=shutil.copy)
+    for path in (copy / "checkpoints").iterdir():
+        os.utime(path, (1, 1))
+    for step in (None, 4):
+        ask(desk, do="scan", run=str(copy), text="red", step=step)
+    assert all(desk.loaded[key] is not before[key] for key in before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,13 @@ import torch
 
 from homunculi.core.model import LanguageModel
 from homunculi.errors import InputError
-from homunculi.experiments.panels import label_of
+from homunculi.experiments.panels import joined, label_of
 from homunculi.experiments.scan import START, scan, tracks_of
 from homunculi.experiments.subject import add_noise
 from homunculi.instruments.hooks import run_with_cache
 from homunculi.models import build, get, names
-from homunculi.runs.scans import scan_from_json, scan_to_json
+from homunculi.report.scan import render
+from homunculi.runs.scans import Attention, Panel, Scan, Token, scan_from_json, scan_to_json
 from homunculi.text.tokenizers import ByteTokenizer
 
 TEXT = "the cat sat"
@@ -162,3 +164,47 @@ def test_a_scan_leaves_the_mode_of_a_model_alone() -> None:
     built = model("gpt", n_blocks=1, dropout=0.5).train()
     a, b = (scan(built, ByteTokenizer(), TEXT).tokens for _ in range(2))
     assert built.training and a == b
+
+
+@pytest.mark.parametrize("name", ["mor", "homunculi"])
+def test_the_lens_reads_what_the_gate_of_a_pass_leaves(name: str) -> None:
+    built = model(name, max_seq_len=32)
+    found = scan(built, ByteTokenizer(), TEXT, instruments=["lens"])
+    measured = found.measures[0]["values"]["rank"]
+    for lens, rank in zip(found.lens, measured, strict=True):
+        geometric = np.exp(np.log([one for one in lens.rank if one is not None]).mean())
+        assert geometric == pytest.approx(rank, rel=1e-3), lens.label
+
+
+def test_a_model_that_says_no_numbers_is_scanned_and_read_back() -> None:
+    built = model("gpt", n_blocks=2)
+    found = scan(built, ByteTokenizer(), TEXT, changes=["steps.*.resid_post=scaled:1e38"])
+    back = scan_from_json(json.loads(json.dumps(scan_to_json(found), allow_nan=False)))
+    assert {token.surprisal for token in back.tokens} == {None}
+    assert set(back.lens[-1].rank) == {None} and set(back.lens[-1].words) == {()}
+    assert any("no number" in note for note in back.notes)
+    assert "–" in render(found)
+
+
+def test_ends_of_colours_that_differ_by_little_are_read_back() -> None:
+    low, high = 1.0000001, 1.0000002
+    panel = Panel("a", "A", "", ("r",), np.array([[low, high]]), low, high)
+    tokens = (Token(0, "a", None), Token(1, "b", 1.0))
+    back = scan_from_json(scan_to_json(Scan("r", 1, "ab", tokens, (panel,))))
+    assert (back.panels[0].low, back.panels[0].high) == (low, high)
+
+
+def test_attention_of_a_long_text_is_joined_and_then_left_out() -> None:
+    one = [Attention(f"steps.{i}.attn.pattern", "layer", np.full((4, 3, 3), i / 10)) for i in range(2)]
+    assert joined(one, 72) == (one, ())
+    means, notes = joined(one, 71)
+    assert [a.values.shape for a in means] == [(1, 3, 3)] * 2 and means[1].values.max() == pytest.approx(0.1)
+    assert "mean of its heads" in notes[0]
+    assert joined(one, 17)[0] == [] and "left out" in joined(one, 17)[1][0]
+
+
+def test_instruments_that_a_scan_cannot_feed_are_refused() -> None:
+    with pytest.raises(InputError, match="updates: reads an update of the weights"):
+        scan(model("gpt"), ByteTokenizer(), TEXT, instruments=["updates"])
+    with pytest.raises(InputError, match="patch_text: no change takes from it"):
+        scan(model("gpt"), ByteTokenizer(), TEXT, patch_text=TEXT)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from homunculi.instruments.activation import effective_rank
-from homunculi.instruments.observing import look
+from homunculi.instruments.observing import look, observe
 from homunculi.models import build
 from homunculi.runs.measures import Measurement
 
@@ -58,3 +58,17 @@ def test_scale_is_the_root_mean_square_of_the_state() -> None:
 def test_axes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="2 axes"):
         Measurement({"a": np.zeros((2, 3))}, {"a": ("step",)})
+
+
+def test_tokens_that_do_not_take_a_step_are_left_out() -> None:
+    torch.manual_seed(0)
+    model = build("mor", vocab_size=40, d_model=32, n_heads=2, max_seq_len=24, n_slots=4, n_passes=2, burst=1)
+    ids_BT = torch.randint(0, 40, (3, 24))
+    seen = observe(model, ids_BT, ["steps.*.resid_post", "steps.*.router.taking", "steps.*.mlp.post"])
+    taking_BT = seen.taps["steps.2.router.taking"].bool()
+    assert 0 < int(taking_BT.sum()) < taking_BT.numel()
+    values = look(model, ids_BT, ["activation"])["activation"].values["activation"]
+    state_ND = seen.taps["steps.2.resid_post"][taking_BT]
+    assert values[0, 2] == pytest.approx(float(state_ND.square().mean().sqrt()), rel=1e-5)
+    assert values[1, 2] == pytest.approx(effective_rank(state_ND), rel=1e-5)
+    assert values[2, 2] < 0.5, "units of tokens that skip the step are not near zero, they are not there"

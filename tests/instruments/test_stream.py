@@ -104,3 +104,17 @@ def test_steps_that_did_not_run_are_absent() -> None:
     assert found is not None
     assert found.labels["pass"] == ("1", "2")
     assert [site.step for site in after_steps(seen)] == [0, 1, 2, 3, 4, 7]
+
+
+def test_steps_that_show_some_tokens_without_their_places_leave_nothing_to_compare() -> None:
+    model = build("mor_published", vocab_size=40, d_model=32, n_heads=2, max_seq_len=24).eval()
+    shapes = {tuple(t.shape[:2]) for t in observe(model, some_ids(), NEEDS).taps.values()}
+    assert len(shapes) > 1
+    found = set(look(model, some_ids()))
+    assert {"attention", "activation"} <= found and not found & {
+        "lens",
+        "pass_loss",
+        "similarity",
+        "sinks",
+        "fixed_point",
+    }

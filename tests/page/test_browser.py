@@ -201,6 +201,12 @@ def test_a_typed_text_is_scanned(tab: Tab) -> None:
     figures = tab.drawn(3)
     assert {trace["type"] for one in figures for trace in one["traces"]} == {"heatmap"}
     assert "␣<b>bold</b>" in tab.text("#found .marked") and "1 neutral" in tab.tab.content()
+    first = tab.tab.get_attribute("#found a.data", "href")
+    tab.tab.evaluate("window.gone = []; URL.revokeObjectURL = (url) => window.gone.push(url)")
+    tab.tab.fill("textarea", "Two")
+    tab.tab.click("button.primary")
+    tab.tab.wait_for_function("(old) => document.querySelector('#found a.data')?.href !== old", arg=first)
+    assert first in tab.tab.evaluate("window.gone"), "numbers of an earlier scan are let go"
 
 
 def test_two_runs_write_side_by_side(tab: Tab) -> None:
@@ -257,7 +263,8 @@ def test_what_files_say_is_text_and_nothing_else(tab: Tab) -> None:
     values = {"a": np.arange(4.0).reshape(2, 2)}
     labels = {"row": (evil, "b"), "column": (evil, "javascript:1")}
     for view in ("line", "heatmap", "table", "text"):
-        found = Measurement(values, {"a": ("row", "column")}, labels, {"a": evil}, (evil,))
+        link = '<a href="https://example.org">axis</a>'
+        found = Measurement(values, {"a": ("row", link)}, labels, {"a": evil + link}, (evil,))
         write_measurement(run.path, Stored(f"v_{view}", view, evil, evil, 5, 10, found))
     run.close()
     tab.open("run?run=evil")
@@ -265,6 +272,9 @@ def test_what_files_say_is_text_and_nothing_else(tab: Tab) -> None:
     for part in tab.tab.query_selector_all("details:not([open]) > summary"):
         part.click()
     tab.tab.wait_for_timeout(200)
+    titles = tab.tab.eval_on_selector_all("svg .xtitle", "all => all.map((one) => one.textContent)")
+    assert any("<a href" in title for title in titles)
+    assert not tab.tab.query_selector("svg a"), "a name of an axis is no link"
     for view in ("", "compare?run=evil&run=plain-0", "scan?run=evil", "change?run=evil"):
         tab.open(view)
         assert "onerror" in tab.tab.inner_text("body"), view

@@ -87,3 +87,31 @@ def test_lines_that_are_no_answer_are_passed_over() -> None:
     desk.close()
     with pytest.raises(DeskFailed, match="being closed"):
         desk.ask(SAMPLE)
+
+
+def test_an_answer_that_is_given_up_is_stopped() -> None:
+    code = (
+        "import sys, json, threading, queue\n"
+        "asked = queue.Queue()\n"
+        "def read():\n"
+        "    for line in sys.stdin: asked.put(json.loads(line))\n"
+        "threading.Thread(target=read, daemon=True).start()\n"
+        "def say(**line): print(json.dumps(line), flush=True)\n"
+        "while True:\n"
+        "    one = asked.get()\n"
+        "    say(id=one['id'], piece='a')\n"
+        "    if one.get('tokens') == 1: say(id=one['id'], result={}); continue\n"
+        "    stop = asked.get()\n"
+        "    assert stop['do'] == 'stop' and stop['of'] == one['id']\n"
+        "    say(id=one['id'], result={})\n"
+    )
+    desk = DeskClient([sys.executable, "-c", code], answer_s=20)
+    given_up = threading.Event()
+    lines = desk.stream(SAMPLE, given_up)
+    next(lines)
+    process = desk._process
+    given_up.set()
+    assert list(lines) == []
+    assert b"result" in desk.ask(SAMPLE | {"tokens": 1}) and desk._process is process is not None
+    desk.close()
+    assert process.poll() is not None

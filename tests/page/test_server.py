@@ -295,3 +295,12 @@ def test_names_that_no_text_can_hold_are_listed_and_not_fatal(client: Any, proje
         == "\ud800 \x07 <script>"
     )
     assert client.get("/api/run", params={"run": "odd"}).status_code == 200
+
+
+def test_numbers_in_a_run_that_json_does_not_have_are_left_blank(client: Any, project: Path) -> None:
+    path = project / "plain-0/run.json"
+    info = json.loads(path.read_text())
+    path.write_text(json.dumps(info | {"budget": {"parameters": math.inf, "flops": [math.nan, 1.0]}}))
+    head = client.get("/api/run", params={"run": "plain-0"})
+    assert head.status_code == 200 and head.json()["parts"]["budget"]["parameters"] is None
+    assert client.get("/api/compare", params={"run": "plain-0", "metric": "val/loss"}).status_code == 200

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +55,14 @@ def test_damage_is_told_with_the_file(tmp_path: Path) -> None:
     write_measurement(tmp_path, stored(4))
     (tmp_path / "measures/depth/step-00000004.safetensors").write_bytes(b"\x00")
     with pytest.raises(InputError, match=r"step-00000004\.safetensors: cannot be read"):
+        read_measurement(tmp_path, "depth", 4)
+
+
+def test_a_step_that_is_no_number_is_damage(tmp_path: Path) -> None:
+    write_measurement(tmp_path, stored(4))
+    path = tmp_path / "measures/depth/step-00000004.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokens": math.inf}))
+    with pytest.raises(InputError, match="measure again"):
         read_measurement(tmp_path, "depth", 4)
 
 

@@ -390,3 +390,26 @@ def test_a_copy_that_cannot_be_made_leaves_out_all(
     run, _ = start(tiny, instruments=InstrumentsConfig(names=("activation", "updates")))
     assert [(name, step) for name, step, _ in failures(run)] == [("activation", 0), ("updates", 0)]
     assert state_of(open_run(run.path)) == "done" and measured_instruments(run.path) == []
+
+
+def test_the_probe_is_read_with_the_boundaries_of_documents_that_training_has(
+    tiny: RunConfig, start: Start, install: Install, tmp_path: Path
+) -> None:
+    told: list[Observation] = []
+    install("listens", lambda seen: told.append(seen))
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for i in range(80):
+        (texts / f"{i}.txt").write_text("red one over blue " + "abcdefgh"[i % 8] * 4, encoding="utf-8")
+    tiny = dataclasses.replace(
+        tiny, corpus=str(texts), steps=1, text=dataclasses.replace(tiny.text, document_mask=True)
+    )
+    start(tiny, instruments=InstrumentsConfig(names=("listens",), probe_tokens=96))
+    seen = told[-1]
+    separator = prepare(tiny.corpus, tiny.text).tokenizer.eot_id
+    documents_BT = (seen.ids_BT == separator).cumsum(1)
+    assert int(documents_BT.max()) > 0, "the probe has more than one document"
+    with torch.no_grad():
+        apart, together = (seen.model(seen.ids_BT, documents_BT=one).logits for one in (documents_BT, None))
+    torch.testing.assert_close(seen.logits_BTV, apart)
+    assert not torch.allclose(apart, together)

@@ -40,8 +40,8 @@ function layoutOf(more) {
     legend: {orientation: "h", x: 0, y: 1.01, yanchor: "bottom", traceorder: "normal", font: {color: css("--ink"), size: 12}},
     uirevision: "kept",
     ...rest,
-    xaxis: {...axis, ...xaxis, title: {...axis.title, text: xaxis.title || ""}},
-    yaxis: {...axis, ...yaxis, title: {...axis.title, text: yaxis.title || ""}},
+    xaxis: {...axis, ...xaxis, title: {...axis.title, text: literal(xaxis.title)}},
+    yaxis: {...axis, ...yaxis, title: {...axis.title, text: literal(yaxis.title)}},
   };
 }
 

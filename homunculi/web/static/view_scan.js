@@ -16,7 +16,9 @@ export async function show(main, query, signal, about) {
   const changes = el("input", {type: "text", placeholder: "none, or such as depth=2", maxlength: 2000});
   const status = el("p", {class: "note", role: "status"}), found = el("div", {id: "found"});
   const button = el("button", {type: "submit", class: "primary", disabled: !about.acts}, "Scan");
-  let going = null;
+  let going = null, data = null;
+  const release = () => { if (data) URL.revokeObjectURL(data); };
+  signal.addEventListener("abort", release);
 
   async function scan(event) {
     event.preventDefault();
@@ -29,7 +31,9 @@ export async function show(main, query, signal, about) {
       const words = changes.value.trim() ? changes.value.trim().split(/\s+/) : [];
       const result = await act("scan", {run: choice.value(), step: step.value(), text: text.value, changes: words}, mine.signal);
       fill(status, `${result.tokens.length} tokens at step ${result.step}.`);
-      drawScan(found, result);
+      release();
+      data = URL.createObjectURL(new Blob([JSON.stringify(result)], {type: "application/json"}));
+      drawScan(found, result, data);
     } catch (error) {
       if (error.name !== "AbortError") { fill(status); fill(found, alertOf(error.message)); }
     }
@@ -43,10 +47,9 @@ export async function show(main, query, signal, about) {
   if (choice.value()) await step.load(choice.value(), signal);
 }
 
-function drawScan(out, scan) {
+function drawScan(out, scan, data) {
   const tokens = scan.tokens.map((one) => one.text);
   const surprise = scan.tokens.map((one) => one.surprisal);
-  const data = URL.createObjectURL(new Blob([JSON.stringify(scan)], {type: "application/json"}));
   fill(out,
     el("div", {class: "titled"}, el("h2", {}, "Surprise"), el("a", {class: "data", href: data, download: "scan.json"}, "data of the scan")),
     (scan.changes || []).length > 0 && el("p", {class: "note"}, "Changed: ", el("code", {}, scan.changes.join(" "))),
@@ -77,8 +80,8 @@ function attentionOf(attention, tokens) {
   const draw = () => {
     const one = attention[state.place];
     state.head = Math.min(state.head, one.values.length - 1);
-    fill(heads, labelled("Head", select(one.values.map((_, at) => [String(at), `head ${at}`]), String(state.head), (at) => { state.head = Number(at); draw(); })));
-    heatmap(made.plot, {title: `${one.label}, head ${state.head}`, values: one.values[state.head], rows: tokens, columns: tokens,
+    fill(heads, labelled("Head", select(one.values.map((_, at) => [String(at), `head ${at + 1}`]), String(state.head), (at) => { state.head = Number(at); draw(); })));
+    heatmap(made.plot, {title: `${one.label}, head ${state.head + 1}`, values: one.values[state.head], rows: tokens, columns: tokens,
       xTitle: "is looked at", yTitle: "looks", unit: "share", low: 0, height: Math.min(640, 160 + 14 * tokens.length)});
   };
   const where = select(attention.map((one, place) => [String(place), one.label || one.name]), "0", (place) => { state.place = Number(place); draw(); });
