@@ -40,6 +40,7 @@ MAY_DIFFER = (
     "train.micro_tokens",
     "train.loss_chunks",
     "output",
+    "instruments",
     "sample_every",
     "checkpoint_every",
 )

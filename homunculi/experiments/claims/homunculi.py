@@ -80,7 +80,7 @@ def depth() -> Claim:
         rule=all_better(("homunculi", "homunculi-dealt"), ("mor", "mor-dealt")),
         sizes={size: plan(size) for size in SIZES},
         minutes={"small": 4.5, "medium": 4.5},
-        beyond="depth against surprisal, kind of word and position needs the brain scan: depth by token",
+        beyond="depth against surprisal, kind of word and position needs scans of every run: depth by token",
     )
 
 

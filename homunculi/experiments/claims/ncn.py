@@ -16,7 +16,7 @@ from homunculi.experiments.claims.verdicts import beats
 
 BLOCKS = {"small": 6, "medium": 5}  # as many as the plain recipe of that size has
 MINUTES = {"small": 4.0, "medium": 1.7}
-SCAN = "the brain scan: signals of a trained run by block and token"
+SCAN = "scans of every run of the comparison (homunculi scan makes them of one): signals by block and token"
 
 SIGNALS = ("gain", "precision", "gate")
 # A controller whose hidden layer is always the same hears nothing: its signals are learned constants of each block.
