@@ -30,7 +30,7 @@ from homunculi.text.worlds import StoryConfig, simulate, story
 from homunculi.text.worlds.grammar import ASK_BELIEF, reply_with
 from homunculi.text.worlds.stories import VAL_START
 
-N_PAIRS, FEWEST_PAIRS = 8, 4
+N_PAIRS, FEWEST_PAIRS = 6, 4
 MOST_NUMBERS = 1 << 24  # logits at once
 COLUMNS = ("names a place", "favourite place", "does not know", "right place")
 

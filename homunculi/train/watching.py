@@ -37,7 +37,7 @@ from homunculi.text.tokenizers import byte_lengths
 from homunculi.train.config import RunConfig
 from homunculi.train.step import Updater
 
-_SHARE, _LEAST = 20, 50
+_SHARE, _LEAST = 20, 100
 _ROW = 256
 _TRAINING, _WORKER = "perf/instruments_s", "perf/instruments_worker_s"
 

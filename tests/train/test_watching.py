@@ -80,7 +80,7 @@ def test_the_steps_that_are_due_follow_from_the_configuration(tiny: RunConfig) -
         return [step for step in range(steps + 1) if is_watched(config, step)]
 
     assert due(12) == DUE
-    assert due(120) == [0, 1, 2, 4, 8, 16, 32, 50, 64, 100, 120]
+    assert due(120) == [0, 1, 2, 4, 8, 16, 32, 64, 100, 120]
     assert due(3000, log_spaced=False) == list(range(0, 3001, 150))
     assert due(10, every=4, log_spaced=False) == [0, 4, 8, 10]
     assert due(12, watch="off") == []
@@ -105,7 +105,7 @@ def test_a_run_measures_and_says_before_what(tiny: RunConfig, start: Start) -> N
     plan = [line for line in listener.plans if line.startswith(("instruments", "measured"))]
     assert plan == [
         "instruments  activation, updates, weight_rank",
-        "measured     untrained, after 1, 2, 4, 8, … steps, every 50 steps and at the end",
+        "measured     untrained, after 1, 2, 4, 8, … steps, every 100 steps and at the end",
     ]
 
 
