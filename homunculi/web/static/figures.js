@@ -47,8 +47,23 @@ function layoutOf(more) {
 
 const SETTINGS = {displayModeBar: false, responsive: true, showTips: false, doubleClick: "reset+autosize"};
 
+// The charts are a megabyte and a half: they come with the first figure, so that views without one open at once.
+let charts = null;
+const left = new WeakSet();  // plots of views that were left
+function chartsReady() {
+  charts ??= new Promise((resolve, reject) => {
+    const script = el("script", {src: "/static/vendor/plotly-cartesian.min.js"});
+    script.addEventListener("load", resolve);
+    script.addEventListener("error", () => reject(new Error("the charts could not be loaded")));
+    document.head.append(script);
+  });
+  return charts;
+}
+
 function draw(plot, words, make) {
-  const again = () => {
+  const again = async () => {
+    if (!window.Plotly) await chartsReady();
+    if (left.has(plot)) return null;
     const {traces, layout} = make();
     return window.Plotly.react(plot, traces, layoutOf(layout), SETTINGS);
   };
@@ -60,7 +75,10 @@ function draw(plot, words, make) {
 
 export function forget(signal) {
   signal.addEventListener("abort", () => {
-    for (const plot of drawn.keys()) window.Plotly.purge(plot);
+    for (const plot of drawn.keys()) {
+      left.add(plot);
+      window.Plotly?.purge(plot);
+    }
     drawn.clear();
   });
 }
