@@ -121,6 +121,8 @@ def as_json(stored: Stored) -> dict[str, Any]:
     found, notes = stored.measurement, list(stored.measurement.notes)
     figures = []
     for name, axes in found.axes.items():  # in the order of the instrument, which the arrays' file does not keep
+        if name not in found.values:
+            continue
         array = found.values[name]
         few = _few(array)
         if few.shape != array.shape:

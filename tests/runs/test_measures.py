@@ -13,6 +13,7 @@ from homunculi.errors import InputError
 from homunculi.runs.measures import (
     Measurement,
     Stored,
+    companions,
     measured_instruments,
     measured_steps,
     read_measurement,
@@ -72,3 +73,10 @@ def test_names_that_lead_out_of_the_folder_are_none(tmp_path: Path) -> None:
         read_measurement(tmp_path, "../depth", 4)
     with pytest.raises(ValueError, match="no name"):
         write_measurement(tmp_path, stored(4, "../depth"))
+
+
+def test_an_interval_belongs_to_its_number_and_to_no_other() -> None:
+    assert companions(["rho", "rho low", "rho high", "rho null sd", "half low"]) == {
+        "rho": {"low": "rho low", "high": "rho high", "null sd": "rho null sd"},
+        "half low": {},
+    }
