@@ -17,9 +17,10 @@ from torch import Tensor
 from homunculi.core.model import LanguageModel
 from homunculi.errors import InputError
 from homunculi.interop.published.reading import Given, Weights
+from homunculi.interop.published.vocabulary_space import VARIANTS
 
 # System → its module in this folder.
-SYSTEMS = {"mor": "mor", "ncn": "ncn"}
+SYSTEMS = {"mor": "mor", "ncn": "ncn"} | {f"vocabulary-space/{name}": f"vocabulary_space.{name}" for name in VARIANTS}
 
 
 def build(system: str, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> LanguageModel:

@@ -107,16 +107,34 @@ class Weights:
         present = [name for name in names if name in self.tensors]
         if not present:
             raise InputError(f"weights: {names[0]} is missing")
-        for name in present:
-            tensor = self.tensors[name]
-            if tensor.shape != shape:
-                raise InputError(f"weights: {name} is {tuple(tensor.shape)}, this configuration needs {tuple(shape)}")
-            if not tensor.is_floating_point():
-                raise InputError(f"weights: {name} holds {tensor.dtype}, expected floating-point numbers")
-            if not torch.equal(tensor, self.tensors[present[0]]):
+        found = [self._as(name, shape) for name in present]
+        for name, tensor in zip(present, found, strict=True):
+            if not torch.equal(tensor, found[0]):
                 raise InputError(f"weights: {name} differs from {present[0]}, to which it is tied")
         self.used.update(present)
-        return self.tensors[present[0]]
+        return found[0]
+
+    def _as(self, name: str, shape: torch.Size) -> Tensor:
+        """One tensor; a number may come as a row of one."""
+        tensor = self.tensors[name]
+        if tensor.shape != shape and not tensor.numel() == shape.numel() == 1:
+            raise InputError(f"weights: {name} is {tuple(tensor.shape)}, this configuration needs {tuple(shape)}")
+        if not tensor.is_floating_point():
+            raise InputError(f"weights: {name} holds {tensor.dtype}, expected floating-point numbers")
+        return tensor.reshape(shape)
+
+    def confirm(self, name: str, expected: Tensor) -> None:
+        """Check that a tensor which follows from the configuration, where it is given, holds what follows.
+
+        Raises:
+            InputError: it holds something else.
+        """
+        if name not in self.tensors:
+            return
+        tensor = self.tensors[name]
+        if tensor.shape != expected.shape or not torch.allclose(tensor.double(), expected.double(), atol=1e-5):
+            raise InputError(f"weights: {name} is not what config says it is; leave it out, it is computed")
+        self.used.add(name)
 
     def refuse_rest(self) -> None:
         """Check that every tensor has been used.

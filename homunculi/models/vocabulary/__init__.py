@@ -1,0 +1,1 @@
+"""Models whose state is a readable distribution over words (`homunculi.parts.readable`), one file each."""
