@@ -208,3 +208,16 @@ def test_steps_needed_differ_within_a_row_and_reach_the_most() -> None:
         for most in task.dials[dial].values:
             needed_BT = rows(task, 64, **{dial: most}).needed_BT
             assert needed_BT is not None and set(np.unique(needed_BT)) == set(range(most + 1))
+
+
+def test_recall_has_the_sizes_and_distances_of_its_source() -> None:
+    task = registry.get("recall")
+    published = {"pairs": 64, "length": 512, "vocabulary": 8192, "power": 0.01, "repeats": 1}
+    found = rows(task, 64, **published)
+    assert (found.counted_BT.sum(axis=1) == 64).all() and not found.counted_BT[:, :128].any()
+    near, far = found.counted_BT[:, 128:256].sum(), found.counted_BT[:, 384:].sum()
+    assert near > 2 * far
+    even = rows(task, 64, **published | {"power": 1.0}).counted_BT
+    assert even[:, 128:256].sum() == pytest.approx(even[:, 384:].sum(), rel=0.15)
+    keys = np.sort(found.ids_BT[found.counted_BT].reshape(64, 64), axis=1)
+    assert (np.diff(keys, axis=1) > 0).all()  # each once
