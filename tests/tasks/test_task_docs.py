@@ -47,6 +47,6 @@ def test_the_examples_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_defaults_are_told_with_the_dial_of_the_curve_first() -> None:
-    assert defaults(registry.get("memorisation")) == "facts=256 key_tokens=2 length=64"
+    assert defaults(registry.get("memorisation")) == "facts=1024 key_tokens=2 length=64"
     assert defaults(registry.get("modular_addition")) == "share=0.6 prime=53"
     assert defaults(registry.get("dyck")).startswith("depth=4 ")
