@@ -6,7 +6,7 @@
 A text begins after the end-of-text token, as where a model writes; that token is the first of the scan, ⟨start⟩. The
 text is read once, in evaluation mode, on the model's device.
 
-Legend: B batch (one row), T tokens, D width, V vocabulary, K words.
+Legend: B batch (one row), T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -25,22 +25,20 @@ from homunculi.core.model import LanguageModel
 from homunculi.core.taps import TapInfo
 from homunculi.errors import InputError
 from homunculi.experiments.changing import changed
-from homunculi.experiments.panels import attention_of, entropy_of, joined, label_of, panels_of, wanted, whole
+from homunculi.experiments.panels import attention_of, entropy_of, joined, panels_of, wanted, whole
+from homunculi.experiments.word_tracing import lens_of
 from homunculi.instruments.hooks import taps_of
-from homunculi.instruments.observation import Observation
 from homunculi.instruments.observing import measure, observe, suitable
 from homunculi.instruments.registry import Instrument
-from homunculi.instruments.stream import after_steps
 from homunculi.runs.directory import open_run
 from homunculi.runs.measures import Stored
-from homunculi.runs.scans import Lens, Scan, Token, numbers
+from homunculi.runs.scans import Scan, Token, numbers
 from homunculi.text.labels import labels
 from homunculi.text.tokenizers import Tokenizer, byte_lengths, load_tokenizer
 from homunculi.train.checkpoint import checkpoints
 from homunculi.train.loading import load
 
 START = "⟨start⟩"
-WORDS = 5  # of the lens, a token
 
 
 def open_run_for_scan(run: Path | str, step: int | None = None) -> tuple[LanguageModel, Tokenizer, str, int]:
@@ -118,7 +116,7 @@ def scan(
     shown = whole(seen.taps, len(ids))
     attention = attention_of(shown, model.schedule)
     with torch.no_grad():
-        lens = lens_of(replace(seen, taps=shown), tokenizer)
+        lens, moved = lens_of(replace(seen, taps=shown), tokenizer)
     entropy = entropy_of(attention)
     attention, notes = joined(attention)
     if bool(seen.logits_BTV.isnan().any()):
@@ -129,7 +127,7 @@ def scan(
         step=int((known or {}).get("step", 0)),
         text=text,
         tokens=tuple(Token(i, w, s) for i, w, s in zip(ids, [START, *words[1:]], surprisals, strict=True)),
-        panels=(*panels_of(model, taps, shown), *([entropy] if entropy else [])),
+        panels=(*panels_of(model, taps, shown), *(one for one in (moved, entropy) if one is not None)),
         attention=tuple(attention),
         lens=tuple(lens),
         changes=tuple(changes),
@@ -178,31 +176,6 @@ def _source(
         raise InputError("patch_text: no change takes from it; add one such as PATTERN=patched")
     ids_BT = torch.tensor([ids_of(model, tokenizer, patch_text)], device=next(model.parameters()).device)
     return observe(model, ids_BT, patterns).taps
-
-
-def lens_of(seen: Observation, tokenizer: Tokenizer) -> list[Lens]:
-    """What the read-out makes of the state after each step: the likeliest words, and the rank of what came.
-
-    A token that a step does not take has the state that the last step which took it left.
-    """
-    next_T1 = seen.ids_BT[0, 1:, None]
-    found: list[Lens] = []
-    pieces: dict[int, str] = {}
-    states = {site.step: after.state_BTD for site, after in after_steps(seen).items()}
-    for step, state_BTD in states.items():
-        shown_BTD = seen.taps[f"steps.{step}.resid_post"]
-        logits_TV = seen.model.readout(state_BTD.to(shown_BTD.dtype))[0].float()
-        top = logits_TV.softmax(-1).topk(min(WORDS, logits_TV.shape[-1]), dim=-1)
-        known = (top.values.isfinite().all(-1) & shown_BTD[0].isfinite().all(-1)).tolist()
-        place_T = 1 + logits_TV[:-1].gt(logits_TV[:-1].gather(1, next_T1)).sum(-1)
-        rank = [place if there else None for place, there in zip(place_T.tolist(), known, strict=False)]
-        indices = top.indices.tolist()
-        for token in {token for row in indices for token in row} - pieces.keys():
-            pieces[token] = labels(tokenizer, [token])[0]
-        rows = zip(indices, top.values.tolist(), known, strict=True)
-        words = tuple(tuple((pieces[i], p) for i, p in zip(at, ps, strict=True)) if k else () for at, ps, k in rows)
-        found.append(Lens(step, label_of(seen.model.schedule, step), words, (*rank, None)))
-    return found
 
 
 def _notes(taps: Sequence[TapInfo], partial: bool, silent: Sequence[str]) -> tuple[str, ...]:

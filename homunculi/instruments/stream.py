@@ -21,6 +21,7 @@ from homunculi.instruments.observation import Observation, Site
 
 TAPS = ("embed", "steps.*.router.gate")  # read where a model has them, beside NEEDS
 NEEDS = ("steps.*.resid_post",)
+START = "start"
 MOST_LOGITS = 1 << 25  # numbers that a reading of several rows may hold at a time
 
 
@@ -55,6 +56,21 @@ def after_steps(seen: Observation) -> dict[Site, After]:
         stream = torch.where(present_BT[..., None], made_BTD, entered)
         found[site] = After(stream, present_BT)
     return found
+
+
+def states_of(seen: Observation) -> dict[str, Tensor]:
+    """The stream as `START`, where a model shows it as wide as later, and after each step by the step's label.
+
+    In the dtype that the read-out takes; empty where `after_steps` is.
+    """
+    after = after_steps(seen)
+    if not after:
+        return {}
+    first = seen.sites("resid_post")[next(iter(after))]
+    start = seen.taps.get("embed")
+    whole = start is not None and start.shape == first.shape
+    found = {START: start.to(first.dtype)} if start is not None and whole else {}
+    return found | {site.label: one.state_BTD.to(first.dtype) for site, one in after.items()}
 
 
 def takes_part(x_BTD: Tensor) -> Tensor:
@@ -103,11 +119,15 @@ def loops(schedule: Schedule) -> list[Loop]:
     ]
 
 
-def read_rows(model: LanguageModel, x_BTD: Tensor, n_vocab: int) -> Iterator[tuple[slice, Tensor]]:
-    """What the read-out makes of a state: some rows at a time, with their logits in float32."""
-    n_rows, n_tokens = x_BTD.shape[:2]
+def row_slices(n_rows: int, n_tokens: int, n_vocab: int) -> Iterator[slice]:
+    """Some rows at a time, as many as a reading of `MOST_LOGITS` numbers holds."""
     at_once = max(1, MOST_LOGITS // (n_tokens * n_vocab))
     for first in range(0, n_rows, at_once):
-        rows = slice(first, min(first + at_once, n_rows))
+        yield slice(first, min(first + at_once, n_rows))
+
+
+def read_rows(model: LanguageModel, x_BTD: Tensor, n_vocab: int) -> Iterator[tuple[slice, Tensor]]:
+    """What the read-out makes of a state: some rows at a time, with their logits in float32."""
+    for rows in row_slices(*x_BTD.shape[:2], n_vocab):
         with torch.no_grad():
             yield rows, model.readout(x_BTD[rows]).float()

@@ -1,4 +1,5 @@
-"""The page of a scan: the text coloured by surprise, then every signal below its token, attention, lens, numbers.
+"""The page of a scan: the text coloured by surprise, then every signal below its token, attention, lens, words
+moved, numbers.
 
 One file without a script. Whatever a colour shows stands in a tooltip and in a table.
 """
@@ -17,6 +18,7 @@ from homunculi.report.markup import Html, element, escaped, folded, join, sectio
 from homunculi.report.numbers import brief
 from homunculi.report.scan_style import SCAN_STYLE
 from homunculi.report.style import STYLE
+from homunculi.report.word_moves import has_moves, moves
 from homunculi.runs.scans import Lens, Panel, Scan
 from homunculi.runs.shades import LEVELS, level
 
@@ -58,6 +60,7 @@ def body(scan: Scan) -> Html:
             section("signals", "Inside, token by token", *_tracks(scan)),
             section("attention", "Who looks at whom", *_attention(scan)) if scan.attention else None,
             section("lens", "What each step would say next", *_lens(scan)) if scan.lens else None,
+            section("moves", "Which step moved which word", *moves(scan)) if has_moves(scan) else None,
             section("measures", "Instruments", *_measures(scan.measures)) if scan.measures else None,
             section("numbers", "Numbers", *(_numbers(scan, panel) for panel in scan.panels)),
         ]

@@ -11,7 +11,7 @@ def _rules(dark: bool) -> str:
 
 SCAN_STYLE = (
     """
-:root { --heat: #e0741f; }
+:root { --heat: #e0741f; --cold: #2b6cb8; }
 .scan main { max-width: 96rem; }
 .scan h2 { margin: 2rem 0 .5rem; }
 .chip { display: inline-block; background: var(--tint); border-radius: 1rem; padding: .1rem .7rem; }
@@ -46,10 +46,28 @@ SCAN_STYLE = (
 .tall thead th { position: sticky; top: 0; background: var(--ground); z-index: 1; }
 .tall tbody th { font-family: ui-monospace, Menlo, Consolas, monospace; }
 .hit { font-weight: 700; background: var(--tint); }
+.moves { max-height: 80vh; overflow: auto; border: 1px solid var(--line); border-radius: .4rem; padding: .2rem .8rem; }
+.moves { max-width: 72rem; }
+.moves details { margin: 0; border-bottom: 1px solid var(--line); }
+.moves details[open] { padding-bottom: .6rem; }
+.moves details[open] > summary { background: var(--tint); border-radius: .3rem; }
+.moves small { color: var(--soft); font-size: .8rem; }
+.moves td small { margin-left: .6rem; }
+.moves summary > span, .moves summary > small { display: inline-block; min-width: 9rem; margin-right: .8rem; }
+.moves summary > small { min-width: 12rem; }
+.moves table { font-size: .86rem; }
+.moves td, .moves th { padding: .2rem 1rem .2rem 0; }
+.moves bdi { font-family: ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; }
+.up, .down { min-width: 15rem; padding: 0 .4rem; margin: 0 0 2px; border-left: 3px solid var(--hue); }
+.up { --hue: var(--heat); } .down { --hue: var(--cold); }
+.up, .down { --shade: color-mix(in srgb, var(--hue) 32%, transparent); }
+.up, .down { background: linear-gradient(90deg, var(--shade) var(--part), transparent var(--part)); }
+.came { font-weight: 700; }
+.came::after { content: " ✓ came"; font-weight: 400; color: var(--soft); font-size: .8rem; }
 td small { color: var(--soft); margin-left: .35rem; }
 """
     + _rules(False)
-    + "\n@media (prefers-color-scheme: dark) { :root { --heat: #ff9d4d; } "
+    + "\n@media (prefers-color-scheme: dark) { :root { --heat: #ff9d4d; --cold: #7ab4f5; } "
     + _rules(True)
     + " }\n"
 )

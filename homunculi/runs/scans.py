@@ -5,12 +5,15 @@
      "panels":    [{"name", "title", "unit", "rows": [str], "values": [[number or null × T] × rows],
                     "low", "high", "neutral": number or null}]
      "attention": [{"name", "label", "values": [[[number] × T] × T] × heads}]  reader × read
-     "lens":      [{"step": int, "label", "words": [[[str, probability] × k] × T], "rank": [int or null × T]}]
+     "lens":      [{"step": int, "label", "words": [[[str, probability] × k] × T], "rank": [int or null × T],
+                    "up", "down": [[[str, change] × at most 3] × T]}]
      "changes":   [str], "notes": [str],
      "measures":  [{"instrument", "view", "title", "question", "units", "notes", "axes", "labels", "values"}]}
 
-`measures` may be absent. A token's surprisal is that of the token itself, given those before it; the rank of the lens
-is that of the token that comes next, 1 the likeliest. Null: nothing to say, as where a token did not take part.
+`measures` may be absent, and so may `up` and `down` of the lens: the words whose probability the step raised and
+lowered most, and by how much, the largest first. A token's surprisal is that of the token itself, given those before
+it; the rank of the lens is that of the token that comes next, 1 the likeliest. Null: nothing to say, as where a token
+did not take part.
 
 Legend: T tokens, R rows, H heads.
 """
@@ -36,6 +39,7 @@ _DIGITS = 5  # significant figures of panels; attention has four decimals
 
 Array = NDArray[np.float64]
 Json = dict[str, Any]
+Words = tuple[tuple[str, float], ...]  # with a probability, or a change of one
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +82,18 @@ class Attention:
 
 @dataclass(frozen=True, slots=True)
 class Lens:
-    """What the state after a step would say next, at each token: likeliest words, and the rank of what came."""
+    """What the state after a step would say next, at each token: likeliest words, and the rank of what came.
+
+    Attributes:
+        up, down: words whose probability the step raised and lowered most, and its change; empty: nobody looked.
+    """
 
     step: int
     label: str
-    words: tuple[tuple[tuple[str, float], ...], ...]
+    words: tuple[Words, ...]
     rank: tuple[int | None, ...]
+    up: tuple[Words, ...] = ()
+    down: tuple[Words, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +183,9 @@ def scan_to_json(scan: Scan) -> Json:
             {
                 "step": lens.step,
                 "label": lens.label,
-                "words": [[[word, round(p, 4)] for word, p in words] for words in lens.words],
+                "words": _of_words(lens.words),
                 "rank": list(lens.rank),
+                **({"up": _of_words(lens.up), "down": _of_words(lens.down)} if lens.up or lens.down else {}),
             }
             for lens in scan.lens
         ],
@@ -182,6 +193,10 @@ def scan_to_json(scan: Scan) -> Json:
         "notes": list(scan.notes),
         **({"measures": list(scan.measures)} if scan.measures else {}),
     }
+
+
+def _of_words(rows: Sequence[Words]) -> list[list[list[Any]]]:
+    return [[[word, round(p, 4)] for word, p in words] for words in rows]
 
 
 def numbers(values: Any) -> Any:
@@ -273,16 +288,26 @@ def _attention(value: Mapping[str, Any], n_tokens: int) -> Attention:
 
 
 def _lens(value: Mapping[str, Any], n_tokens: int) -> Lens:
-    words = tuple(tuple((_text(word), float(p)) for word, p in at) for at in value["words"])
+    words = _words(value["words"])
     rank = tuple(None if one is None else int(one) for one in value["rank"])
     if len(words) != n_tokens or len(rank) != n_tokens:
         raise ValueError(f"lens {value['label']}: {len(words)} words and {len(rank)} ranks for {n_tokens} tokens")
-    return Lens(int(value["step"]), _text(value["label"]), words, rank)
+    up, down = (_words(value.get(key, ())) for key in ("up", "down"))
+    if {len(up), len(down)} not in ({n_tokens}, {0}):
+        raise ValueError(f"lens {value['label']}: {len(up)} up and {len(down)} down for {n_tokens} tokens")
+    return Lens(int(value["step"]), _text(value["label"]), words, rank, up, down)
+
+
+def _words(rows: Any) -> tuple[Words, ...]:
+    """Of each token, words with a number each."""
+    return tuple(tuple((_text(word), _finite(p)) for word, p in row) for row in rows)
 
 
 def _number(value: Any) -> float | None:
-    if value is None:
-        return None
+    return None if value is None else _finite(value)
+
+
+def _finite(value: Any) -> float:
     number = float(value)
     if not math.isfinite(number):
         raise ValueError(f"{number} is no finite number")

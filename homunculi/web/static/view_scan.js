@@ -62,6 +62,7 @@ function drawScan(out, scan, data) {
   }
   if (scan.attention?.length) parts.push(el("h2", {}, "Attention"), attentionOf(scan.attention, tokens));
   if (scan.lens?.length) parts.push(el("h2", {}, "What each step would say"), ...lensOf(scan.lens, tokens));
+  if (scan.lens?.some((one) => one.up?.length)) parts.push(el("h2", {}, "Which step moved which word"), movedOf(scan.lens, tokens));
   out.append(...parts);
 }
 
@@ -103,4 +104,42 @@ function lensOf(lens, tokens) {
   })]);
   const cut = tokens.length > MOST_LENS && el("p", {class: "note"}, `The first ${MOST_LENS} of ${tokens.length} tokens.`);
   return [made.figure, folded("likeliest next tokens", () => el("div", {}, table(["after", ...lens.map((one) => named(one.label))], rows, "likeliest next tokens"), cut), true)];
+}
+
+// The words that each step raised and lowered most after one token, on bars as long as the largest of the column allows.
+function movedOf(lens, tokens) {
+  const out = el("div", {class: "moves"});
+  const draw = (at) => {
+    const came = tokens[at + 1];
+    const [most, least] = ["up", "down"].map((kind) => Math.max(1e-9, ...lens.flatMap((one) => (one[kind]?.[at] || []).map(([, change]) => Math.abs(change)))));
+    const rows = lens.map((one) => {
+      const [word, p] = one.words[at]?.[0] || ["–", null];
+      return [named(one.label), barsOf(one.up?.[at], "up", most, came), barsOf(one.down?.[at], "down", least, came),
+        el("span", {}, el("code", {}, visible(word)), p !== null && el("small", {}, ` ${(100 * p).toFixed(0)} %`))];
+    });
+    fill(out, table(["step", "raised", "lowered", "then the likeliest was"], rows,
+      came === undefined ? "after the last token" : `after ${visible(tokens[at])}; then came ${visible(came)}`));
+  };
+  const gain = (at) => lens.reduce((sum, one) => sum + (one.up?.[at]?.[0]?.[1] || 0), 0);
+  const near = tokens.slice(0, 8).map((_, at) => gain(at));
+  const first = near.indexOf(Math.max(...near));
+  draw(first);
+  const chosen = select(tokens.map((token, at) => [String(at), `${at} ${visible(token)}`]), String(first), (at) => draw(Number(at)));
+  return el("div", {}, el("p", {class: "note"}, "In percentage points; what a word loses may be spread over many. A state that is itself a distribution over words is ",
+    "read as what it is; of any other this is a lens, and an early state may hold more than it shows. ✓: the word that came."),
+  el("div", {class: "controls"}, labelled("After token", chosen)), out);
+}
+
+function barsOf(words, kind, most, came) {
+  if (!words?.length) return "–";
+  return el("div", {}, words.map(([word, change]) => {
+    const bar = el("div", {class: word === came ? `${kind} came` : kind}, el("code", {}, visible(word)), ` ${points(change)}`);
+    bar.style.setProperty("--part", `${(100 * Math.abs(change) / most).toFixed(0)}%`);
+    return bar;
+  }));
+}
+
+function points(change) {
+  const size = 100 * Math.abs(change);
+  return `${change > 0 ? "+" : "−"}${size.toFixed(size >= 9.95 ? 0 : 1)}`;
 }

@@ -1,0 +1,139 @@
+"""Which step moved which word: the probability of every word, read from the stream before and after each step.
+
+Where a state is itself a distribution over words, as wide as the vocabulary, this is what the model holds. In any other
+model it is a logit lens: the read-out was made for the last state, and an early one may hold more than it shows.
+
+Legend: B rows, T positions, D width, V vocabulary, S steps, R states read, M measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from homunculi.instruments.observation import Observation
+from homunculi.instruments.registry import instrument
+from homunculi.instruments.stream import NEEDS, START, TAPS, row_slices, states_of
+from homunculi.runs.measures import Measurement
+
+MEASURES = ("moved", "toward", "loss", "kept", "itself")
+MOST_WORDS = 24  # rows of the array of words: so many are printed with their numbers
+MOST_OF_A_STEP = 4
+
+
+@instrument(
+    "words",
+    view="heatmap",
+    title="Words by step",
+    question="Which step raised or lowered which word, and how far did it go toward the word that came?",
+    taps=TAPS,
+    needs=NEEDS,
+)
+def measure(seen: Observation) -> Measurement | None:
+    if seen.ids_BT.shape[1] < 2:
+        return None
+    states = states_of(seen)
+    if len(states) < 2:
+        return None
+    found = _read(seen, list(states.values()))
+    steps = tuple(states)[1:]
+    words = _most_moved(found.change_SV)
+    by_state_MR = found.by_state_MR.cpu().numpy().astype(np.float32)
+    values: dict[str, Any] = {"by_step": by_state_MR}
+    axes: dict[str, tuple[str, ...]] = {"by_step": ("measure", "state")}
+    labels = {"measure": MEASURES, "state": tuple(states)}
+    if words:
+        values["change"] = found.change_SV[:, words].mT.cpu().numpy().astype(np.float32)
+        axes["change"] = ("word", "step")
+        labels |= {"word": tuple(_name(seen.pieces, word) for word in words), "step": steps}
+    values["mean moved"] = np.array(np.nanmean(by_state_MR[0]))
+    values["gain of all steps"] = np.array(by_state_MR[2, 0] - by_state_MR[2, -1])
+    units = {"change": "probability", "gain of all steps": "nats"}
+    return Measurement(values, axes, labels, units, _notes(seen, START in states))
+
+
+def _notes(seen: Observation, from_start: bool) -> tuple[str, ...]:
+    width, n_vocab = seen.sites("resid_post").popitem()[1].shape[-1], seen.logits_BTV.shape[-1]
+    native = "states are as wide as the vocabulary and are read as what they are"
+    lens = "a logit lens: early states may hold more than the read-out, made for the last, shows of them"
+    return (
+        native if width == n_vocab else lens,
+        "moved: half of the sum of |change| over all words, 0 to 1; toward: nats that the step takes off the loss; "
+        "kept: share of tokens whose top word is the model's final one; itself: whose top word is the token",
+        "change: of a word's probability by the step, mean over tokens; words that a step raised or lowered most",
+        *(() if from_start else ("the state at the start is not shown, so the first step is not judged",)),
+    )
+
+
+class _Found(NamedTuple):
+    """`MEASURES` of each state read, NaN where there is none before it; mean change of each word by each step."""
+
+    by_state_MR: Tensor
+    change_SV: Tensor
+
+
+def _read(seen: Observation, states: Sequence[Tensor]) -> _Found:
+    n_rows, n_tokens, n_vocab = *seen.ids_BT.shape, seen.logits_BTV.shape[-1]
+    moved_S = seen.logits_BTV.new_zeros(len(states) - 1, dtype=torch.float32)
+    change_SV = moved_S.new_zeros(len(states) - 1, n_vocab)
+    said_R3 = moved_S.new_zeros(len(states), 3)
+    for rows in row_slices(n_rows, n_tokens, n_vocab):
+        before_BTV = None
+        for i, state_BTD in enumerate(states):
+            log_p_BTV = _log_p(seen, state_BTD[rows, :-1])
+            said_R3[i] += _said(seen, rows, log_p_BTV)
+            p_BTV = log_p_BTV.exp()
+            if before_BTV is not None:
+                change_BTV = p_BTV - before_BTV
+                moved_S[i - 1] += change_BTV.abs().sum() / 2
+                change_SV[i - 1] += change_BTV.sum((0, 1))
+            before_BTV = p_BTV
+    n = n_rows * (n_tokens - 1)
+    loss_R, kept_R, itself_R = (said_R3 / n).unbind(1)
+    none = loss_R.new_full((1,), torch.nan)
+    moved_R, toward_R = torch.cat([none, moved_S / n]), torch.cat([none, loss_R[:-1] - loss_R[1:]])
+    return _Found(torch.stack([moved_R, toward_R, loss_R, kept_R, itself_R]), change_SV / n)
+
+
+def _log_p(seen: Observation, x_BTD: Tensor) -> Tensor:
+    with torch.no_grad():
+        return seen.model.readout(x_BTD).float().log_softmax(-1)
+
+
+def _said(seen: Observation, rows: slice, log_p_BTV: Tensor) -> Tensor:
+    """Sums over tokens: loss, whether the top word is the final one, whether it is the token itself."""
+    ids_BT, final_BT = seen.ids_BT[rows], seen.logits_BTV[rows, :-1].argmax(-1)
+    loss = -log_p_BTV.gather(-1, ids_BT[:, 1:, None]).sum()
+    top_BT = log_p_BTV.argmax(-1)
+    return torch.stack([loss, (top_BT == final_BT).sum().float(), (top_BT == ids_BT[:, :-1]).sum().float()])
+
+
+def _most_moved(change_SV: Tensor) -> list[int]:
+    """Ids of the words that each step raised most and the one that it lowered most, in order of the steps."""
+    n = min(MOST_OF_A_STEP, max(2, MOST_WORDS // len(change_SV)))
+    up, down = raised_and_lowered(change_SV, n - 1, 1)
+    return list(dict.fromkeys(word for both in zip(up, down, strict=True) for words in both for word, _ in words))
+
+
+def raised_and_lowered(
+    change_NV: Tensor, n_up: int, n_down: int, least: float = 0.0
+) -> tuple[list[list[tuple[int, float]]], list[list[tuple[int, float]]]]:
+    """Of each row the ids that rose most and those that fell most, with their change, the largest first.
+
+    Args:
+        least: smaller changes are left out, and those that are no number.
+    """
+    found = []
+    for n, sign in ((n_up, 1), (n_down, -1)):
+        top = (sign * change_NV).topk(min(n, change_NV.shape[-1]), dim=-1)
+        rows = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        found.append([[(i, sign * x) for i, x in zip(ids, xs, strict=True) if x > least] for ids, xs in rows])
+    return found[0], found[1]
+
+
+def _name(pieces: Sequence[str], word: int) -> str:
+    return pieces[word] if word < len(pieces) else f"id {word}"
