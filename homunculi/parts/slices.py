@@ -5,8 +5,9 @@ writes on the k words from i·⌊V/N⌋ + ⌊V/2⌋ on. So that no index is gath
 contiguous pieces.
 
     g = x[read];  g += s · o · W_o decay(W_q n / √k, W_k n, W_v n), n = rms(g)
+    x[write] += w / √k · W_up act(W_down rms(g) + b)
 
-Legend: B batch, T positions, V vocabulary, K words of a slice.
+Legend: B batch, T positions, V vocabulary, K words of a slice, M hidden width.
 """
 
 from __future__ import annotations
@@ -14,21 +15,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.held import Holding
 from ..core.schedule import Schedule, Step
 from ..core.taps import TapPoint
 from ..errors import InputError
 from ..settings import check_range
-from .decay_attention import DecaySlot, decay_attention, decay_flops
+from .decay_attention import decay_attention
 from .linear import Linear
-from .readable import ReadableConfig, Reading, number, rms
+from .readable import ACTIVATIONS, ReadableConfig, Reading, number, rms
 
+MAP_STD = 0.1  # of the feed-forward maps at the start
 Waves = Literal["greedy", "none"]
 
 
@@ -54,6 +56,32 @@ class SliceConfig(ReadableConfig):
     def slice_size(self) -> int:
         """Words of a slice."""
         return self.d_slice or max(1, self.vocab_size // 4)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SliceStepConfig(SliceConfig):
+    """What models with a feed-forward part over slices are told beside.
+
+    Attributes:
+        d_mlp: hidden width of the feed-forward part; 0: twice the words of a slice.
+    """
+
+    d_mlp: int = 0
+    activation: Literal["gelu", "swish", "relu2", "relu"] = "gelu"
+
+    def check(self) -> None:
+        SliceConfig.check(self)
+        check_range("model.d_mlp", self.d_mlp, low=0)
+
+    @property
+    def hidden_width(self) -> int:
+        """Hidden width of the feed-forward part."""
+        return self.d_mlp or 2 * self.slice_size
+
+    @property
+    def step_size(self) -> int:
+        """Parameters of a step that multiply activations."""
+        return self.slice_size * (4 * self.slice_size + 2 * self.hidden_width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +131,10 @@ class Reach:
         """Whether one reads what the other writes, so that their order matters."""
         return self.read.meets(other.write) or self.write.meets(other.read)
 
+    def is_free_of(self, other: Reach) -> bool:
+        """Whether both can be done at once: neither reads or writes what the other writes."""
+        return not (self.meets(other) or self.write.meets(other.write))
+
 
 def reaches(n_words: int, n_steps: int, size: int) -> tuple[Reach, ...]:
     """Those of all steps, in order."""
@@ -123,7 +155,7 @@ def schedule(steps: Sequence[Reach], waves: Waves) -> Schedule:
     while left:
         wave, behind = list[int](), list[int]()
         for i in left:
-            free = not wave or (waves == "greedy" and _is_free(steps[i], [steps[j] for j in wave]))
+            free = not wave or (waves == "greedy" and all(steps[i].is_free_of(steps[j]) for j in wave))
             joins = free and not any(steps[i].meets(steps[j]) for j in behind)
             (wave if joins else behind).append(i)
         order.append(wave)
@@ -132,8 +164,20 @@ def schedule(steps: Sequence[Reach], waves: Waves) -> Schedule:
     return tuple(Step(block=block, slot=slot, wave=wave) for slot, (block, wave) in enumerate(pairs))
 
 
-def _is_free(step: Reach, wave: Sequence[Reach]) -> bool:
-    return not any(step.meets(other) or step.write.meets(other.write) for other in wave)
+def waves_of(steps: Schedule) -> tuple[tuple[int, ...], ...]:
+    """The steps of each wave, in order."""
+    last = max(step.wave for step in steps)
+    return tuple(tuple(i for i, step in enumerate(steps) if step.wave == n) for n in range(last + 1))
+
+
+def check_waves(waves: str) -> None:
+    """Refuse a word that says nothing.
+
+    Raises:
+        InputError: it is none of `Waves`.
+    """
+    if waves not in get_args(Waves):
+        raise InputError(f"model.waves: {waves!r} is none of {', '.join(get_args(Waves))}")
 
 
 class SliceAttention(Holding, ABC):
@@ -164,11 +208,6 @@ class SliceAttention(Holding, ABC):
     def _joined(self) -> Tensor:
         return torch.cat([self.q.weight * self.q.in_features**-0.5, self.k.weight, self.v.weight])
 
-    @property
-    def n_executed(self) -> int:
-        """Parameters that multiply activations for one token."""
-        return 4 * self.q.weight.numel()
-
 
 class SliceMemory(SliceAttention):
     """The memory decays by the same factor with every token."""
@@ -181,11 +220,29 @@ class SliceMemory(SliceAttention):
         decay = F.logsigmoid(self.decay_logit)[None]
         return decay_attention(q_BTK[:, None], k_BTK[:, None], v_BTK[:, None], decay, reading)[:, 0]
 
-    def empty(self, batch_size: int) -> DecaySlot:
-        """A slot without memories."""
-        size = self.q.in_features
-        return DecaySlot.empty((batch_size, 1, size, size), self.decay_logit)
 
-    def flops(self, n_tokens: int) -> int:
-        """FLOPs a token beside those of the maps."""
-        return decay_flops(n_tokens, self.q.in_features, self.q.in_features)
+class SliceStep(nn.Module):
+    """The memory over a slice, then the feed-forward part; what it says is to be added elsewhere.
+
+    Args:
+        config: sizes.
+        reach: which words it reads and writes.
+    """
+
+    def __init__(self, config: SliceStepConfig, reach: Reach) -> None:
+        super().__init__()
+        size, d_mlp = config.slice_size, config.hidden_width
+        self.reach, self.activation = reach, ACTIVATIONS[config.activation]
+        self.memory = SliceMemory(size, config.first_decay)
+        self.down, self.up = Linear(size, d_mlp), Linear(d_mlp, size)
+        self.bias_M = nn.Parameter(torch.zeros(d_mlp))
+        self.write_scale = number(0.1)
+        for one in (self.down, self.up):
+            nn.init.normal_(one.weight, std=MAP_STD)
+
+    def forward(self, x_BTV: Tensor, taps: TapPoint, reading: Reading) -> Tensor:
+        """What is to be added to the words of `reach.write`, (B, T, K)."""
+        n_BTK = rms(self.memory(self.reach.read.of(x_BTV), taps, reading))
+        post_BTM = self.activation(taps("mlp.pre", self.down(n_BTK) + self.bias_M.to(n_BTK.dtype)))
+        scale = self.write_scale * self.reach.write.size**-0.5
+        return taps("mlp.out", scale.to(n_BTK.dtype) * self.up(taps("mlp.post", post_BTM)))
