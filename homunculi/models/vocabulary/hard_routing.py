@@ -159,7 +159,7 @@ def halted(states: list[Tensor], ps: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 VARIANTS: tuple[dict[str, Any], ...] = (
     {"n_steps": 3, "d_memory": 12, "d_mlp": 20},
-    {"n_steps": 2, "d_memory": 16, "d_mlp": 40, "temperature": 0.7, "ponder_weight": 0.03, "first_scale": 0.5},
+    {"n_steps": 2, "d_memory": 16, "d_mlp": 40, "temperature": 0.7, "ponder_weight": 0.03, "first_scale": 0.3},
 )
 
 
