@@ -70,10 +70,12 @@ class FourierOp(Holding):
         self.bias_C = nn.Parameter(torch.zeros(n_channels))
         self.out_scale = nn.Parameter(torch.tensor(0.1))
 
-    def forward(self, u_BTV: Tensor, basis_VW: Tensor, taps: TapPoint) -> Tensor:
+    def forward(self, u_BTV: Tensor, basis_VW: Tensor, taps: TapPoint, scale: Tensor | None = None) -> Tensor:
+        """What is to be added to a state; `scale` is a learned factor of it, one for all words or one for each."""
         dtype, basis_VW = u_BTV.dtype, basis_VW.to(self.read_CW.dtype)
+        out_scale = self.out_scale if scale is None else self.out_scale * scale
         into_VC = self.once("into", dtype, lambda: (reading_map(basis_VW, self.read_CW) @ self.mix_CC).to(dtype))
-        out_CV = self.once("out", dtype, lambda: (self.out_scale * (self.write_CW @ basis_VW.mT)).to(dtype))
+        out_CV = self.once("out", dtype, lambda: (out_scale * (self.write_CW @ basis_VW.mT)).to(dtype))
         pre_BTC = taps("mlp.pre", u_BTV @ into_VC + self.bias_C.to(dtype))
         return taps("mlp.out", taps("mlp.post", self.activation(pre_BTC)) @ out_CV)
 
