@@ -21,10 +21,10 @@ from ...core.cache import Cache
 from ...core.held import Holding
 from ...core.output import Hidden
 from ...core.taps import NO_TAPS, TapPoint
-from ...parts.decay_attention import DecaySlot
+from ...parts.decay_attention import DecaySlot, decay_flops
 from ...parts.fourier import WordOrder, coefficients, transform_basis
 from ...parts.readable import ACTIVATIONS, ReadableConfig, ReadableModel, Reading, number, rms
-from ...parts.wave_memory import WaveMemory, memory_flops, memory_parameters
+from ...parts.wave_memory import WaveMemory, memory_parameters
 from ...settings import check_range
 from ..registry import architecture
 
@@ -128,5 +128,5 @@ class TransformMemory(ReadableModel):
     def budget(self, context: int | None = None) -> Budget:
         c, n, n_parts = self.config, len(self.schedule), 2 * self.config.n_waves
         executed = memory_parameters(n_parts, c.n_channels) + 2 * n_parts * c.n_channels
-        mixing = memory_flops(c.vocab_size, n_parts, c.n_channels, context or c.max_seq_len)
-        return self.counted(n * executed, n * (mixing + 4 * c.vocab_size * n_parts))
+        mixing = decay_flops(context or c.max_seq_len, c.n_channels, c.n_channels)
+        return self.counted(n * executed, n * mixing, constant=n * 8 * c.vocab_size * n_parts)
