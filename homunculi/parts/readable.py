@@ -120,20 +120,22 @@ class ReadableModel(LanguageModel):
         running = tuple(tensor for slot in slots for tensor in tensors_of(slot))
         return Cache(slots, batch_size, capacity, self.logit_scale.device, running)
 
-    def counted(self, executed: int, mixing: int, cache_bytes_per_token: int = 0) -> Budget:
+    def counted(self, executed: int, mixing: int, cache_bytes_per_token: int = 0, constant: int = 0) -> Budget:
         """A budget without token tables.
 
         Args:
             executed: parameters that multiply activations for one token.
             mixing: further FLOPs a token.
             cache_bytes_per_token: as in `Budget`.
+            constant: FLOPs a token of products with constants: of their two backward products training needs one.
         """
         return Budget(
             parameters=count_parameters(self),
             embedding_parameters=0,
             executed_parameters=executed,
-            flops_per_token=2 * executed + mixing,
+            flops_per_token=2 * executed + mixing + constant,
             cache_bytes_per_token=cache_bytes_per_token,
+            forward_only_flops_per_token=constant // 2,
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.held import Holding
 from ..core.taps import TapPoint
-from .decay_attention import decay_attention, decay_flops
+from .decay_attention import decay_attention
 from .fourier import coefficients
 from .readable import Reading, number
 
@@ -55,8 +55,3 @@ class WaveMemory(Holding):
 def memory_parameters(n_columns: int, n_channels: int) -> int:
     """Parameters of a `WaveMemory` that multiply a token's activations."""
     return 4 * n_columns * n_channels
-
-
-def memory_flops(n_words: int, n_columns: int, n_channels: int, n_tokens: int) -> int:
-    """FLOPs a token of a `WaveMemory` without those of parameters: to the waves and back, and the memory itself."""
-    return 4 * n_words * n_columns + decay_flops(n_tokens, n_channels, n_channels)

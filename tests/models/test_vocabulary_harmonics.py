@@ -68,10 +68,11 @@ def test_the_basis_of_the_transform_is_the_transform_of_few_harmonics(n_words: i
     assert torch.allclose(2 / n_words * (x @ basis_VW) @ basis_VW.mT, torch.fft.irfft(parts, n_words), atol=1e-5)
 
 
-def test_harmonics_from_half_of_the_vocabulary_on_are_refused() -> None:
-    build("vocab_fft_memory", vocab_size=32, n_waves=15)
-    with pytest.raises(InputError, match=r"model\.n_waves"):
-        build("vocab_fft_memory", vocab_size=32, n_waves=16)
+@pytest.mark.parametrize(("n_waves", "n_kept"), [(14, 14), (15, 15), (16, 15), (99, 15)])
+def test_harmonics_from_half_of_the_vocabulary_on_do_not_exist(n_waves: int, n_kept: int) -> None:
+    model: Any = build("vocab_fft_memory", vocab_size=32, n_waves=n_waves)
+    assert model.basis_VW.shape == (32, 2 * n_kept) and model.steps[0].op.read_CW.shape[1] == 2 * n_kept
+    assert torch.linalg.matrix_rank(model.basis_VW) == 2 * n_kept
 
 
 def test_bases_of_large_vocabularies_have_all_digits_of_float32() -> None:

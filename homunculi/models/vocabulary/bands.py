@@ -214,4 +214,4 @@ class BandedFourier(ReadableModel):
         n_ends, n_columns = n_slow + n_fast, n_slow + n_middle + n_fast
         maps = c.n_channels * (9 * c.vocab_size + 2 * n_ends + 3 * n_columns + 2 * c.n_channels)
         forgetting = 2 * decay_flops(context or c.max_seq_len, c.n_channels, c.n_channels)
-        return self.counted(n * maps, n * (forgetting + 2 * c.vocab_size * (n_ends + n_columns)))
+        return self.counted(n * maps, n * forgetting, constant=n * 2 * c.vocab_size * (n_ends + n_columns))

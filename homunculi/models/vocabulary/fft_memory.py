@@ -21,10 +21,10 @@ from ...core.cache import Cache
 from ...core.held import Holding
 from ...core.output import Hidden
 from ...core.taps import NO_TAPS, TapPoint
-from ...parts.decay_attention import DecaySlot
+from ...parts.decay_attention import DecaySlot, decay_flops
 from ...parts.fourier import WordOrder, coefficients, transform_basis
 from ...parts.readable import ACTIVATIONS, ReadableConfig, ReadableModel, Reading, number, rms
-from ...parts.wave_memory import WaveMemory, memory_flops, memory_parameters
+from ...parts.wave_memory import WaveMemory, memory_parameters
 from ...settings import check_range
 from ..registry import architecture
 
@@ -34,7 +34,7 @@ class Config(ReadableConfig):
     """Shape of the model.
 
     Attributes:
-        n_waves: harmonics K, below half of the vocabulary.
+        n_waves: harmonics K; a small vocabulary has only those below half of its size.
         n_channels: channels of the memory and of what follows it.
         word_order: tokenizer: the words' numbers are the tokenizer's; shuffled: neighbours mean nothing.
         first_decay: logit of the decay before training.
@@ -48,8 +48,13 @@ class Config(ReadableConfig):
 
     def __post_init__(self) -> None:
         self.check()
-        check_range("model.n_waves", self.n_waves, low=1, high=(self.vocab_size - 1) // 2 if self.vocab_size else None)
+        check_range("model.n_waves", self.n_waves, low=1)
         check_range("model.n_channels", self.n_channels, low=1)
+
+    @property
+    def n_harmonics(self) -> int:
+        """Those there are, of `n_waves`."""
+        return min(self.n_waves, (self.vocab_size - 1) // 2)
 
 
 class HarmonicOp(Holding):
@@ -57,7 +62,7 @@ class HarmonicOp(Holding):
 
     def __init__(self, config: Config, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        n_channels, n_parts = config.n_channels, 2 * config.n_waves
+        n_channels, n_parts = config.n_channels, 2 * config.n_harmonics
         self.activation, self.gain = activation, 2 / config.vocab_size
         self.read_CW = coefficients(n_channels, n_parts)
         self.mix_CC = coefficients(n_channels, n_channels)
@@ -80,7 +85,9 @@ class Step(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.memory = WaveMemory(2 * config.n_waves, config.n_channels, config.first_decay, gain=2 / config.vocab_size)
+        self.memory = WaveMemory(
+            2 * config.n_harmonics, config.n_channels, config.first_decay, gain=2 / config.vocab_size
+        )
         self.op = HarmonicOp(config, ACTIVATIONS[config.activation])
 
     def forward(self, x_BTV: Tensor, basis_VW: Tensor, taps: TapPoint, reading: Reading) -> Tensor:
@@ -104,7 +111,7 @@ class TransformMemory(ReadableModel):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        basis_VW = transform_basis(config.vocab_size, config.n_waves, config.word_order)
+        basis_VW = transform_basis(config.vocab_size, config.n_harmonics, config.word_order)
         self.register_buffer("basis_VW", basis_VW, persistent=False)
         self.steps = nn.ModuleList(Step(config) for _ in self.schedule)
 
@@ -126,7 +133,7 @@ class TransformMemory(ReadableModel):
         return self.running_cache(slots, batch_size, capacity)
 
     def budget(self, context: int | None = None) -> Budget:
-        c, n, n_parts = self.config, len(self.schedule), 2 * self.config.n_waves
+        c, n, n_parts = self.config, len(self.schedule), 2 * self.config.n_harmonics
         executed = memory_parameters(n_parts, c.n_channels) + 2 * n_parts * c.n_channels
-        mixing = memory_flops(c.vocab_size, n_parts, c.n_channels, context or c.max_seq_len)
-        return self.counted(n * executed, n * (mixing + 4 * c.vocab_size * n_parts))
+        mixing = decay_flops(context or c.max_seq_len, c.n_channels, c.n_channels)
+        return self.counted(n * executed, n * mixing, constant=n * 8 * c.vocab_size * n_parts)

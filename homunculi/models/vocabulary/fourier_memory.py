@@ -17,10 +17,10 @@ from ...core.budget import Budget
 from ...core.cache import Cache
 from ...core.output import Hidden
 from ...core.taps import NO_TAPS, TapPoint
-from ...parts.decay_attention import DecaySlot
+from ...parts.decay_attention import DecaySlot, decay_flops
 from ...parts.fourier import FourierOp, WordOrder, fourier_basis
 from ...parts.readable import ACTIVATIONS, ReadableConfig, ReadableModel, Reading, number, rms
-from ...parts.wave_memory import WaveMemory, memory_flops, memory_parameters
+from ...parts.wave_memory import WaveMemory, memory_parameters
 from ...settings import check_range
 from ..registry import architecture
 
@@ -103,5 +103,5 @@ class FourierMemory(ReadableModel):
     def budget(self, context: int | None = None) -> Budget:
         c, n, n_columns = self.config, len(self.schedule), 2 * self.config.n_waves
         executed = memory_parameters(n_columns, c.n_channels) + 2 * c.vocab_size * c.n_channels
-        mixing = memory_flops(c.vocab_size, n_columns, c.n_channels, context or c.max_seq_len)
-        return self.counted(n * executed, n * mixing)
+        mixing = decay_flops(context or c.max_seq_len, c.n_channels, c.n_channels)
+        return self.counted(n * executed, n * mixing, constant=n * 4 * c.vocab_size * n_columns)

@@ -23,10 +23,10 @@ from ...core.cache import Cache
 from ...core.held import Holding
 from ...core.output import Hidden
 from ...core.taps import NO_TAPS, TapPoint
-from ...parts.decay_attention import DecaySlot
+from ...parts.decay_attention import DecaySlot, decay_flops
 from ...parts.fourier import coefficients, fourier_basis, reading_map
 from ...parts.readable import ReadableConfig, ReadableModel, Reading, number, rms
-from ...parts.wave_memory import WaveMemory, memory_flops, memory_parameters
+from ...parts.wave_memory import WaveMemory, memory_parameters
 from ...settings import check_range
 from ..registry import architecture
 
@@ -163,5 +163,5 @@ class SoftOps(ReadableModel):
         c, n, n_columns = self.config, len(self.schedule), 2 * self.config.n_waves
         instruction = c.n_channels * (c.vocab_size + c.n_ops * c.n_channels + n_columns)
         executed = memory_parameters(n_columns, c.n_channels) + instruction
-        mixing = memory_flops(c.vocab_size, n_columns, c.n_channels, context or c.max_seq_len)
-        return self.counted(n * executed, n * (mixing + 2 * c.vocab_size * n_columns))
+        mixing = decay_flops(context or c.max_seq_len, c.n_channels, c.n_channels)
+        return self.counted(n * executed, n * mixing, constant=n * 6 * c.vocab_size * n_columns)

@@ -183,4 +183,4 @@ class TiedFourier(ReadableModel):
         memory = 4 * c.n_channels * n_columns
         forgetting = c.n_heads * decay_flops(context or c.max_seq_len, c.d_head, c.d_head)
         executed = n * (memory + c.vocab_size * 2 * c.n_channels)
-        return self.counted(executed, n * (4 * c.vocab_size * n_columns + forgetting))
+        return self.counted(executed, n * forgetting, constant=n * 4 * c.vocab_size * n_columns)
