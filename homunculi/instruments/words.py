@@ -23,6 +23,7 @@ from homunculi.runs.measures import Measurement
 MEASURES = ("moved", "toward", "loss", "kept", "itself")
 MOST_WORDS = 24  # rows of the array of words: so many are printed with their numbers
 MOST_OF_A_STEP = 4
+DECIMALS = 3  # of percentage points
 
 
 @instrument(
@@ -47,12 +48,13 @@ def measure(seen: Observation) -> Measurement | None:
     axes: dict[str, tuple[str, ...]] = {"by_step": ("measure", "state")}
     labels = {"measure": MEASURES, "state": tuple(states)}
     if words:
-        values["change"] = found.change_SV[:, words].mT.cpu().numpy().astype(np.float32)
+        points = 100 * found.change_SV[:, words].mT.double().cpu().numpy()
+        values["change"] = (points.round(DECIMALS) + 0.0).astype(np.float32)  # no −0
         axes["change"] = ("word", "step")
         labels |= {"word": tuple(_name(seen.pieces, word) for word in words), "step": steps}
     values["mean moved"] = np.array(np.nanmean(by_state_MR[0]))
     values["gain of all steps"] = np.array(by_state_MR[2, 0] - by_state_MR[2, -1])
-    units = {"change": "probability", "gain of all steps": "nats"}
+    units = {"change": "percentage points", "gain of all steps": "nats"}
     return Measurement(values, axes, labels, units, _notes(seen, START in states))
 
 
@@ -64,7 +66,8 @@ def _notes(seen: Observation, from_start: bool) -> tuple[str, ...]:
         native if width == n_vocab else lens,
         "moved: half of the sum of |change| over all words, 0 to 1; toward: nats that the step takes off the loss; "
         "kept: share of tokens whose top word is the model's final one; itself: whose top word is the token",
-        "change: of a word's probability by the step, mean over tokens; words that a step raised or lowered most",
+        "change: of a word's probability by the step, mean over tokens; the words that each step raised most, and the "
+        "one that it lowered most",
         *(() if from_start else ("the state at the start is not shown, so the first step is not judged",)),
     )
 
