@@ -10,9 +10,9 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,9 +23,10 @@ from homunculi.core.budget import Budget
 from homunculi.core.model import LanguageModel
 from homunculi.errors import InputError
 from homunculi.evals.generation import Sampling, generate
+from homunculi.experiments.bench_cases import CASES, Case
 from homunculi.experiments.peak import Clock, Peak, describe_device, measure_peak, synchronize
 from homunculi.models import build
-from homunculi.train.config import Precision, RunConfig
+from homunculi.train.config import RunConfig
 from homunculi.train.distributed import World
 from homunculi.train.precision import set_compute_dtype, set_switches
 from homunculi.train.step import PendingResult, Updater
@@ -34,81 +35,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _N_BATCHES = 4  # different batches that a training case goes round
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Case:
-    """One thing to measure.
-
-    Attributes:
-        model: configuration of `architecture`; its `max_seq_len` is the training context.
-        batch: sequences of a step.
-        precision: of the activations; weights are float32.
-        on_gpu: meant for a GPU; else it is measured on the CPU wherever it is asked for.
-        prompt: tokens read before decoding.
-        new_tokens: tokens decoded a row; 0 makes it a training case.
-    """
-
-    model: Mapping[str, Any]
-    batch: int
-    precision: Precision
-    on_gpu: bool
-    prompt: int = 0
-    new_tokens: int = 0
-    architecture: str = "gpt"
-
-    @property
-    def decodes(self) -> bool:
-        return self.new_tokens > 0
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens learned from in a training step, or drawn in a decoding step."""
-        return self.batch if self.decodes else self.batch * int(self.model["max_seq_len"])
-
-    def scaled(self, scale: float) -> Case:
-        """The same with `scale` times the sequences and new tokens, at least 1 and 2."""
-        new_tokens = max(2, round(self.new_tokens * scale)) if self.decodes else 0
-        return replace(self, batch=max(1, round(self.batch * scale)), new_tokens=new_tokens)
-
-
-def _shape(d_model: int, n_blocks: int, n_heads: int, max_seq_len: int, vocab_size: int) -> dict[str, Any]:
-    sizes = {"d_model": d_model, "n_blocks": n_blocks, "n_heads": n_heads, "max_seq_len": max_seq_len}
-    return sizes | {"vocab_size": vocab_size, "activation": "gelu"}
-
-
-_SMALL = _shape(192, 6, 6, 256, 1024)
-_MIDDLE = _shape(256, 6, 8, 512, 50304)
-_LARGE = _shape(768, 12, 12, 1024, 50304)
-
-_RECURSIVE = {"d_model": 512, "n_heads": 8, "n_passes": 3, "max_seq_len": 512, "vocab_size": 4096}
-_ALL_PASSES = {"capacities": (1.0, 1.0, 1.0)}
-
 _N_GENERATIONS = 8
-
-CASES: dict[str, Case] = {
-    "train-18m": Case(model=_MIDDLE, batch=64, precision="bf16", on_gpu=True),
-    "train-124m": Case(model=_LARGE, batch=32, precision="bf16", on_gpu=True),
-    "decode-18m-b1": Case(model=_MIDDLE, batch=1, precision="bf16", on_gpu=True, prompt=64, new_tokens=256),
-    "decode-18m-b64": Case(model=_MIDDLE, batch=64, precision="bf16", on_gpu=True, prompt=64, new_tokens=256),
-    "train-18m-ncn": Case(model=_MIDDLE, batch=64, precision="bf16", on_gpu=True, architecture="ncn"),
-    "train-mor": Case(model=_RECURSIVE | {"n_slots": 11}, batch=64, precision="bf16", on_gpu=True, architecture="mor"),
-    "train-mor-all": Case(
-        model=_RECURSIVE | {"n_slots": 11} | _ALL_PASSES, batch=64, precision="bf16", on_gpu=True, architecture="mor"
-    ),
-    "train-homunculi": Case(
-        model=_RECURSIVE | {"n_shared": 2}, batch=64, precision="bf16", on_gpu=True, architecture="homunculi"
-    ),
-    "train-homunculi-all": Case(
-        model=_RECURSIVE | {"n_shared": 2} | _ALL_PASSES,
-        batch=64,
-        precision="bf16",
-        on_gpu=True,
-        architecture="homunculi",
-    ),
-    "train-cpu": Case(model=_SMALL, batch=16, precision="float32", on_gpu=False),
-    "decode-cpu": Case(model=_SMALL, batch=1, precision="float32", on_gpu=False, prompt=64, new_tokens=128),
-}
 
 
 @dataclass(frozen=True, slots=True)

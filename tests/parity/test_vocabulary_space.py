@@ -12,6 +12,7 @@ from torch import Tensor
 
 from homunculi import certify
 from homunculi.core.model import LanguageModel
+from homunculi.core.taps import Recording
 from homunculi.interop.published.vocabulary_space import VARIANTS
 
 CASES = (
@@ -62,9 +63,11 @@ def test_losses_are_the_originals(case: Reference) -> None:
 
 def test_gradients_are_the_originals(case: Reference) -> None:
     model = built(case)
-    output = model(case["input_ids"])
+    seen = Recording("steps.*.resid_post")
+    output = model(case["input_ids"], seen)
     loss = F.cross_entropy(output.logits.flatten(0, 1), case["targets"].flatten())
-    torch.stack([loss, *output.loss_terms.values()]).sum().backward()
+    terms = [*output.loss_terms.values(), *losses_of_steps(model, case, [seen[name] for name in seen])]
+    torch.stack([loss, *terms]).sum().backward()
     theirs, weights = case.under("grads/"), case.weights
     for own, parameter in model.named_parameters():
         name = next(n for n in theirs if torch.equal(weights[n].flatten(), parameter.detach().flatten()))
@@ -73,6 +76,16 @@ def test_gradients_are_the_originals(case: Reference) -> None:
         scale = max(1e-2, expected.abs().max().item())
         assert furthest(gradient, expected) < 1e-3 * scale, f"{own}, theirs {name}"
     assert not theirs
+
+
+def losses_of_steps(model: LanguageModel, case: Reference, states: list[Tensor]) -> list[Tensor]:
+    """What v15 adds to its cross-entropy, in evaluation too: that after each step, the last position included."""
+    weight, decay = case.config.get("aux_loss_weight", 0), case.config.get("aux_loss_decay", 1)
+    if not weight:
+        return []
+    logits = [model.readout(state).flatten(0, 1) for state in states]
+    losses = [F.cross_entropy(one, case["targets"].flatten()) for one in logits]
+    return [weight * decay ** (len(losses) - 1 - i) * loss for i, loss in enumerate(losses)]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

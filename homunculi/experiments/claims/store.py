@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,6 +26,7 @@ from homunculi.runs.directory import RunDirectory
 FORMAT = 1
 _OWN = ("seed", "data_seed", "lr", "device")  # settings of a single run or machine, kept elsewhere or nowhere
 _FOR_PEOPLE = ("sample_every", "checkpoint_every", "output", "instruments")  # settings that change no result
+LEAP = 0.1  # share of the lowest training loss so far beyond which it leapt
 _LINES = 4  # how deep a stored result is spread over lines: a side and a run have one each
 _SPLIT = ("parameters", "embedding_parameters", "non_embedding_parameters", "flops_per_token")
 
@@ -92,7 +93,7 @@ def _run(comparison: Comparison, run: Json) -> Json:
 
 
 def _statistics(folder: Path) -> Json:
-    """The mean of what a model said of itself in the last tenth of its training."""
+    """The mean of what a model said of itself in the last tenth of its training, and how its training loss went."""
     lines = RunDirectory(folder).metrics() if folder.is_dir() else []
     last = [line for line in lines if line["step"] > 0.9 * lines[-1]["step"]]
     values: dict[str, list[float]] = {}
@@ -100,7 +101,22 @@ def _statistics(folder: Path) -> Json:
         for key, value in line.items():
             if key.startswith("model/") and isinstance(value, (int, float)) and math.isfinite(value):
                 values.setdefault(key.removeprefix("model/"), []).append(value)
-    return {key: float(f"{fmean(found):.6g}") for key, found in values.items()}
+    found = {key: float(f"{fmean(of_key):.6g}") for key, of_key in values.items()}
+    return found | of_training([line["train/loss"] for line in lines if "train/loss" in line])
+
+
+def of_training(losses: Sequence[float]) -> Json:
+    """Of the training losses that a run logged, in order: their mean over the last tenth, nats a token, and how often
+    they leapt, that is rose above the lowest so far by more than a tenth, once below their start."""
+    if not losses:
+        return {}
+    lowest, leaps, above = losses[0], 0, False
+    for loss in losses[1:]:
+        is_above = not loss <= (1 + LEAP) * lowest
+        leaps += is_above and not above
+        lowest, above = min(lowest, loss), is_above
+    tail = [loss for loss in losses[-max(1, len(losses) // 10) :] if math.isfinite(loss)]
+    return {"training/leaps": leaps} | ({"training/loss": float(f"{fmean(tail):.6g}")} if tail else {})
 
 
 # Results.

@@ -2,14 +2,54 @@
 
 from __future__ import annotations
 
-from homunculi.experiments.claims.entry import Claim, claim
+from dataclasses import replace
+
+from homunculi.experiments.claims.entry import Claim, Plan, claim
+from homunculi.experiments.claims.evidence import (
+    INCONCLUSIVE,
+    REFUTED,
+    SUPPORTED,
+    Evidence,
+    Finding,
+    Json,
+    Rule,
+)
+from homunculi.experiments.claims.training_curves import leaps_more, memorises
+from homunculi.experiments.claims.verdicts import all_better, beats, said
 
 SYSTEM = "vocabulary space"
-ARCHITECTURES = "the vocabulary-space architectures"
+# Published variants by the name of their recipe, in the order of their numbers.
+FAMILY = (
+    "shared_attention",
+    "convolution",
+    "fourier_memory",
+    "tied_fourier",
+    "fft_memory",
+    "bands",
+    "soft_ops",
+    "low_rank",
+    "dense_memory",
+    "policy",
+    "mixed_ops",
+    "hard_routing",
+    "slices",
+    "embedded_slices",
+    "adaptive",
+    "sparse_slices",
+    "columns",
+)
+RANKS = (2, 4, 8, 16, 32, 64, 128)
+TOKENS = ("tokens",)
+
+
+def _sides(*names: str) -> tuple[str, ...]:
+    return tuple(f"{name.replace('_', '-')}=vocabulary:{name}" for name in names)
 
 
 @claim
 def rank8() -> Claim:
+    rest = [name for name in FAMILY if name not in ("low_rank", "convolution", "shared_attention")]
+    sides = _sides("low_rank", "convolution", "shared_attention", *rest, "shared_maps", "gpt")
     return Claim(
         id="vocab-rank8",
         system=SYSTEM,
@@ -17,33 +57,47 @@ def rank8() -> Claim:
         figure="loss 5.24 in 100 steps",
         check="all variants on the same tokens, each at its tuned learning rate",
         control="a bigram and a trigram count model of the same tokens",
-        needs=ARCHITECTURES,
+        rule=_with_all(all_better(("low-rank", "convolution"), ("low-rank", "shared-attention"))),
+        sizes={"medium": (Plan(sides, match=TOKENS),)},
+        minutes={"medium": 0.5},
     )
 
 
 @claim
 def rank64() -> Claim:
+    sides = tuple(f"rank-{rank}=vocabulary:low_rank;model.rank={rank}" for rank in RANKS)
+    common = ("corpus=tinystories", "text.val_corpus=", "steps=680", "output.log_every=10")  # four passes
     return Claim(
         id="vocab-rank64",
         system=SYSTEM,
         claim="rank 64 memorises where rank 8 generalises",
         figure="training loss 0.04",
-        check="ranks 2 to 128, training and validation loss, once more under the mask as it was before its repair",
-        control="the certificate",
-        needs=ARCHITECTURES,
+        check="ranks 2 to 128, training and validation loss on the same kind of text, which is read four times",
+        control="the certificate; random tokens, which nothing can predict without looking at them",
+        rule=memorises("rank-64", than="rank-8", ladder=tuple(f"rank-{rank}" for rank in RANKS)),
+        sizes={"medium": (Plan(sides, match=TOKENS, common=common),)},
+        minutes={"medium": 0.3},
     )
 
 
 @claim
 def fourier() -> Claim:
+    forms = _sides("fourier_memory", "fft_memory")
+    shuffled = tuple(f"{side.replace('=', '-shuffled=', 1)};model.word_order=shuffled" for side in forms)
+    dense = "dense-memory=vocabulary:dense_memory;model.d_memory=5;model.d_mlp=10"
+    names = ("fourier-memory", "fft-memory")
     return Claim(
         id="vocab-fourier",
         system=SYSTEM,
         claim="projections on Fourier components across positions get stuck",
         figure="loss 6.81",
-        check="both Fourier forms against linear attention at equal parameters",
+        check="both Fourier forms against linear attention with dense maps at equal parameters",
         control="a vocabulary in permuted order",
-        needs=ARCHITECTURES,
+        rule=_with_pairs(
+            all_better(*(("dense-memory", name) for name in names)), *((f"{name}-shuffled", name) for name in names)
+        ),
+        sizes={"medium": (Plan((*forms, dense, *shuffled)),)},
+        minutes={"medium": 0.4},
     )
 
 
@@ -56,7 +110,7 @@ def multihop() -> Claim:
         figure="an open question of the authors",
         check="agreement and recall over long distances by number of hops",
         control="the ceiling of n-grams on each task",
-        needs=ARCHITECTURES + ", and the battery of skills",
+        needs="scores of the battery of skills in a stored result",
     )
 
 
@@ -68,20 +122,43 @@ def readable() -> Claim:
         claim="every state between input and output reads as words",
         check="top words of each step; loss of each step's state read out directly",
         control="a logit lens on the plain transformer",
-        needs=ARCHITECTURES + ", and a logit lens",
+        needs="the losses of each step's state in a stored result",
     )
 
 
 @claim
 def match() -> Claim:
+    sides = _sides("gpt", "shared_maps")
+    plans = (
+        Plan(sides),
+        Plan(sides, match=("flops", "tokens"), name="flops"),
+        Plan(_sides("slices", "embedded_slices"), match=TOKENS, name="embedding"),
+    )
     return Claim(
         id="vocab-match",
         system=SYSTEM,
         claim="readable states can match opaque embeddings at language modelling",
         figure="an open question of the authors",
         check="the best readable variant against the plain transformer at equal parameters and at equal FLOPs",
-        control="the variant with an embedding, which is labelled as such",
-        needs=ARCHITECTURES,
+        control="the same body with an embedding, which is labelled as such",
+        rule=_matches("shared-maps", "gpt"),
+        sizes={"medium": plans},
+        minutes={"medium": 0.6},
+    )
+
+
+@claim
+def shared_maps() -> Claim:
+    return Claim(
+        id="vocab-shared-maps",
+        system=SYSTEM,
+        claim="a readable transformer whose steps share their maps beats the best published readable variant",
+        figure="none: it is this project's own",
+        check="both at equal parameters on the same batches, each at its tuned learning rate",
+        control="a plain transformer of equal parameters; the same with states that are not asked for the next word",
+        rule=beats("shared-maps", over="shared-attention"),
+        sizes={"medium": (Plan(_sides("shared_attention", "shared_maps", "gpt")),)},
+        minutes={"medium": 0.8},
     )
 
 
@@ -94,20 +171,33 @@ def attention() -> Claim:
         figure="loss 6.06",
         check="the form with shared attention at its tuned rate, with more tokens",
         control="linear attention at equal parameters",
-        needs=ARCHITECTURES,
+        rule=beats("dense-memory", over="shared-attention"),
+        sizes={"medium": (Plan(_sides("shared_attention", "dense_memory")),)},
+        minutes={"medium": 0.6},
     )
 
 
 @claim
 def stability() -> Claim:
+    forms = ("soft_ops", "dense_memory")
+    settings = {"": "", "fast": ";lr=1.6e-2", "unclipped": ";train.clip=0", "faster": ";lr=6.4e-2"}
+    named = {
+        (form, setting): f"{form.replace('_', '-')}{'-' if setting else ''}{setting}"
+        for form in forms
+        for setting in settings
+    }
+    sides = tuple(f"{name}=vocabulary:{form}{settings[setting]}" for (form, setting), name in named.items())
+    pairs = [(named["soft_ops", setting], named["dense_memory", setting]) for setting in settings]
     return Claim(
         id="vocab-stability",
         system=SYSTEM,
         claim="a bank of operations trains unstably",
         figure="two spikes",
-        check="spikes of the loss over seeds and rates, clipped and normalised",
-        control="linear attention",
-        needs=ARCHITECTURES,
+        check="leaps of the training loss over seeds and rates, with gradients clipped and not",
+        control="linear attention with dense maps",
+        rule=leaps_more("soft-ops", than="dense-memory", pairs=pairs),
+        sizes={"medium": (Plan(sides, match=TOKENS, common=("output.log_every=5",)),)},
+        minutes={"medium": 0.4},
     )
 
 
@@ -120,5 +210,69 @@ def algorithms() -> Claim:
         figure="a slogan",
         check="copying, reversing, adding, parity, on lengths beyond those of training",
         control="a plain and a recursive transformer",
-        needs=ARCHITECTURES + ", and the battery of skills",
+        needs="scores of the battery of skills in a stored result",
     )
+
+
+def _with_all(rule: Rule) -> Rule:
+    """The finding of a rule, with where every side of the comparison ended, its size, and the count models."""
+
+    def extended(evidence: Evidence) -> Finding:
+        finding, part = rule(evidence), evidence.main
+        figures: Json = dict(finding.figures)
+        for name in part.sides:
+            if part.ends(name):
+                figures[f"bits/byte of {name}"] = part.mean(name)
+                figures[f"parameters of {name}"] = part.parameters(name)
+        figures |= {f"bits/byte of {model['name']}": model["val_bpb"] for model in part.stored["baselines"]}
+        return _replaced(finding, figures)
+
+    return extended
+
+
+def _with_pairs(rule: Rule, *pairs: tuple[str, str]) -> Rule:
+    """The finding of a rule, with the intervals of further pairs that do not decide."""
+
+    def extended(evidence: Evidence) -> Finding:
+        finding = rule(evidence)
+        figures: Json = dict(finding.figures)
+        for a, b in pairs:
+            if (interval := evidence.main.interval(a, b)) is not None:
+                figures[f"{a} - {b}"] = [interval.difference, interval.low, interval.high]
+        return _replaced(finding, figures)
+
+    return extended
+
+
+def _matches(side: str, plain: str) -> Rule:
+    """No worse than the plain transformer at equal parameters and at equal FLOPs; the price of having no embedding is
+    shown beside, and decides nothing."""
+
+    def rule(evidence: Evidence) -> Finding:
+        found = {
+            name: evidence.parts[name].interval(side, plain) for name in ("main", "flops") if name in evidence.parts
+        }
+        known = {name: interval for name, interval in found.items() if interval is not None}
+        if len(known) < 2:
+            return Finding(INCONCLUSIVE, f"{side} and {plain} share fewer than 2 runs at equal parameters and FLOPs")
+        first = known["main"]
+        figures: Json = {f"bits/byte of {name}": evidence.main.mean(name) for name in (side, plain)}
+        figures["at equal FLOPs"] = [known["flops"].difference, known["flops"].low, known["flops"].high]
+        if (part := evidence.parts.get("embedding")) and (gain := part.interval("embedded-slices", "slices")):
+            figures["an embedding instead, same body"] = [gain.difference, gain.low, gain.high]
+        worse = [name for name, interval in known.items() if interval.low > 0]
+        n = min(interval.n for interval in known.values())
+        if worse:
+            where = " and ".join({"main": "parameters", "flops": "FLOPs"}[name] for name in worse)
+            return said(REFUTED, f"{side} ends above {plain} at equal {where}", first, n, figures)
+        if all(interval.high <= 0 for interval in known.values()):
+            return said(SUPPORTED, f"{side} ends no higher than {plain}, either way", first, n, figures)
+        return said(
+            INCONCLUSIVE, f"no difference shown between {side} and {plain} one way or the other", first, n, figures
+        )
+
+    return rule
+
+
+def _replaced(finding: Finding, figures: Json) -> Finding:
+    return replace(finding, figures=figures)
