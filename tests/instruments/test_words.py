@@ -11,7 +11,7 @@ from homunculi.instruments.observation import Observation
 from homunculi.instruments.observing import look, observe
 from homunculi.instruments.stream import NEEDS, START, TAPS, states_of
 from homunculi.instruments.words import MEASURES, MOST_WORDS, measure, raised_and_lowered
-from homunculi.models import build
+from homunculi.models import build, get
 from tests.instruments.planted_words import FIRST, N_WORDS, PIECES, SECOND, Planted, expected, some_ids
 
 ADDED = (8.0, 6.0)
@@ -95,6 +95,20 @@ def test_without_a_start_the_first_step_is_not_judged_and_it_is_said() -> None:
     assert "first step is not judged" in found.notes[-1]
     alone = Observation(model, ids_BT[:, :1], seen.taps, seen.logits_BTV)
     assert measure(alone) is None
+
+
+def test_columns_are_judged_from_where_they_start_anew() -> None:
+    torch.manual_seed(0)
+    model = build("vocab_columns", **(dict(get("vocab_columns").variants[0]) | {"vocab_size": 64})).eval()
+    ids_BT = torch.randint(0, 64, (2, 12))
+    found = look(model, ids_BT, ["words"])["words"]
+    seen = observe(model, ids_BT, [*TAPS, *NEEDS])
+    states = list(states_of(seen).values())
+    first = 1 + model.config.n_steps  # the first state of the second column
+    p, q = (model.readout(states[i]).detach().softmax(-1)[:, :-1] for i in (0, first))
+    assert row(found.values, "moved")[first] == pytest.approx(float((q - p).abs().sum(-1).mean() / 2), rel=1e-3)
+    losses = row(found.values, "loss")
+    assert row(found.values, "toward")[first] == pytest.approx(losses[0] - losses[first], abs=1e-4)
 
 
 def test_tokens_that_skip_a_pass_are_moved_by_it_no_more() -> None:
