@@ -13,7 +13,7 @@ from torch import Tensor
 
 from homunculi.experiments.panels import label_of
 from homunculi.instruments.observation import Observation
-from homunculi.instruments.stream import START, after_steps, states_of
+from homunculi.instruments.stream import after_steps, before_steps, states_of
 from homunculi.instruments.words import raised_and_lowered
 from homunculi.runs.scans import Lens, Panel, Words
 from homunculi.text.labels import labels
@@ -23,8 +23,6 @@ WORDS = 5  # likeliest words, a token
 MOVED = 3  # words raised, and as many lowered, a token
 LEAST = 0.0005  # a change of probability that is told
 
-Moves = tuple[list[list[tuple[int, float]]], list[list[tuple[int, float]]]]
-
 
 def lens_of(seen: Observation, tokenizer: Tokenizer) -> tuple[list[Lens], Panel | None]:
     """What the read-out makes of the state after each step: the likeliest words, the rank of what came, and the words
@@ -32,21 +30,27 @@ def lens_of(seen: Observation, tokenizer: Tokenizer) -> tuple[list[Lens], Panel 
 
     A token that a step does not take has the state that the last step which took it left.
     """
-    states, found, moved, pieces = states_of(seen), [], [], _Pieces(tokenizer)
-    before_TV = _said(seen, states[START])[1] if START in states else None
+    states, pieces = states_of(seen), _Pieces(tokenizer)
+    begun = before_steps(seen, states)
+    found, moved = [], []
+    left_BTD: Tensor | None = None
+    left_TV: Tensor | None = None
     for site, after in after_steps(seen).items():
         logits_TV, p_TV = _said(seen, states[site.label])
         present_T = after.present_BT[0]
         shown_T = seen.taps[f"steps.{site.step}.resid_post"][0].isfinite().all(-1) & p_TV.isfinite().all(-1)
         label = label_of(seen.model.schedule, site.step)
-        up = down = ()
-        if before_TV is not None:
+        up: tuple[Words, ...] = ()
+        down: tuple[Words, ...] = ()
+        if site.label in begun:
+            before_BTD = begun[site.label]
+            before_TV = left_TV if left_TV is not None and before_BTD is left_BTD else _said(seen, before_BTD)[1]
             change_TV = torch.where((shown_T & present_T)[:, None], p_TV - before_TV, torch.nan)
             up, down = (pieces.named(moves) for moves in raised_and_lowered(change_TV, MOVED, MOVED, LEAST))
             moved.append((label, (change_TV.abs().sum(-1) / 2).double().cpu().numpy()))
         words, rank = _words(p_TV, shown_T, pieces), _ranks(seen, logits_TV, shown_T)
         found.append(Lens(site.step, label, words, rank, up, down))
-        before_TV = p_TV if before_TV is not None else None
+        left_BTD, left_TV = states[site.label], p_TV
     return found, _panel(moved)
 
 

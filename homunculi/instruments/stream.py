@@ -9,7 +9,7 @@ Legend: B rows, T positions, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from homunculi.instruments.observation import Observation, Site
 
 TAPS = ("embed", "steps.*.router.gate")  # read where a model has them, beside NEEDS
 NEEDS = ("steps.*.resid_post",)
+BEGIN = "steps.*.resid_pre"
 START = "start"
 MOST_LOGITS = 1 << 25  # numbers that a reading of several rows may hold at a time
 
@@ -71,6 +72,23 @@ def states_of(seen: Observation) -> dict[str, Tensor]:
     whole = start is not None and start.shape == first.shape
     found = {START: start.to(first.dtype)} if start is not None and whole else {}
     return found | {site.label: one.state_BTD.to(first.dtype) for site, one in after.items()}
+
+
+def before_steps(seen: Observation, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What each step begins with, by its label, out of `states` (`states_of`): what the one before left, or, where a
+    model shows it (`BEGIN`), the start again, as in columns. A first step whose start nobody knows is absent.
+    """
+    shown = {site.label: x_BTD for site, x_BTD in seen.sites("resid_pre").items()}
+    start = left = states.get(START)
+    found: dict[str, Tensor] = {}
+    for label, state_BTD in states.items():
+        if label == START:
+            continue
+        anew = start is not None and label in shown and torch.equal(shown[label], start)
+        if left is not None:
+            found[label] = start if anew and start is not None and not torch.equal(left, start) else left
+        left = state_BTD
+    return found
 
 
 def takes_part(x_BTD: Tensor) -> Tensor:
@@ -128,6 +146,7 @@ def row_slices(n_rows: int, n_tokens: int, n_vocab: int) -> Iterator[slice]:
 
 def read_rows(model: LanguageModel, x_BTD: Tensor, n_vocab: int) -> Iterator[tuple[slice, Tensor]]:
     """What the read-out makes of a state: some rows at a time, with their logits in float32."""
-    for rows in row_slices(*x_BTD.shape[:2], n_vocab):
+    n_rows, n_tokens = x_BTD.shape[:2]
+    for rows in row_slices(n_rows, n_tokens, n_vocab):
         with torch.no_grad():
             yield rows, model.readout(x_BTD[rows]).float()

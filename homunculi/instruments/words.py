@@ -8,7 +8,7 @@ Legend: B rows, T positions, D width, V vocabulary, S steps, R states read, M me
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,12 +17,13 @@ from torch import Tensor
 
 from homunculi.instruments.observation import Observation
 from homunculi.instruments.registry import instrument
-from homunculi.instruments.stream import NEEDS, START, TAPS, row_slices, states_of
+from homunculi.instruments.stream import BEGIN, NEEDS, START, TAPS, before_steps, row_slices, states_of
 from homunculi.runs.measures import Measurement
 
 MEASURES = ("moved", "toward", "loss", "kept", "itself")
 MOST_WORDS = 24  # rows of the array of words: so many are printed with their numbers
 MOST_OF_A_STEP = 4
+DECIMALS = 3  # of percentage points
 
 
 @instrument(
@@ -30,29 +31,31 @@ MOST_OF_A_STEP = 4
     view="heatmap",
     title="Words by step",
     question="Which step raised or lowered which word, and how far did it go toward the word that came?",
-    taps=TAPS,
+    taps=(*TAPS, BEGIN),
     needs=NEEDS,
 )
 def measure(seen: Observation) -> Measurement | None:
     if seen.ids_BT.shape[1] < 2:
         return None
     states = states_of(seen)
-    if len(states) < 2:
+    begun = before_steps(seen, states)
+    if not begun:
         return None
-    found = _read(seen, list(states.values()))
-    steps = tuple(states)[1:]
+    found = _read(seen, states, begun)
     words = _most_moved(found.change_SV)
     by_state_MR = found.by_state_MR.cpu().numpy().astype(np.float32)
     values: dict[str, Any] = {"by_step": by_state_MR}
     axes: dict[str, tuple[str, ...]] = {"by_step": ("measure", "state")}
     labels = {"measure": MEASURES, "state": tuple(states)}
     if words:
-        values["change"] = found.change_SV[:, words].mT.cpu().numpy().astype(np.float32)
+        points = 100 * found.change_SV[:, words].mT.double().cpu().numpy()
+        values["change"] = (points.round(DECIMALS) + 0.0).astype(np.float32)  # no −0
         axes["change"] = ("word", "step")
-        labels |= {"word": tuple(_name(seen.pieces, word) for word in words), "step": steps}
+        labels |= {"word": tuple(_name(seen.pieces, word) for word in words), "step": tuple(begun)}
     values["mean moved"] = np.array(np.nanmean(by_state_MR[0]))
-    values["gain of all steps"] = np.array(by_state_MR[2, 0] - by_state_MR[2, -1])
-    units = {"change": "probability", "gain of all steps": "nats"}
+    units = {"change": "percentage points", "gain of all steps": "nats"}
+    if START in states:
+        values["gain of all steps"] = np.array(by_state_MR[2, 0] - float(seen.surprisals.mean()))
     return Measurement(values, axes, labels, units, _notes(seen, START in states))
 
 
@@ -64,7 +67,8 @@ def _notes(seen: Observation, from_start: bool) -> tuple[str, ...]:
         native if width == n_vocab else lens,
         "moved: half of the sum of |change| over all words, 0 to 1; toward: nats that the step takes off the loss; "
         "kept: share of tokens whose top word is the model's final one; itself: whose top word is the token",
-        "change: of a word's probability by the step, mean over tokens; words that a step raised or lowered most",
+        "change: of a word's probability by the step, mean over tokens; the words that each step raised most, and the "
+        "one that it lowered most",
         *(() if from_start else ("the state at the start is not shown, so the first step is not judged",)),
     )
 
@@ -76,27 +80,30 @@ class _Found(NamedTuple):
     change_SV: Tensor
 
 
-def _read(seen: Observation, states: Sequence[Tensor]) -> _Found:
+def _read(seen: Observation, states: Mapping[str, Tensor], begun: Mapping[str, Tensor]) -> _Found:
     n_rows, n_tokens, n_vocab = *seen.ids_BT.shape, seen.logits_BTV.shape[-1]
-    moved_S = seen.logits_BTV.new_zeros(len(states) - 1, dtype=torch.float32)
-    change_SV = moved_S.new_zeros(len(states) - 1, n_vocab)
-    said_R3 = moved_S.new_zeros(len(states), 3)
+    sums_RM = seen.logits_BTV.new_zeros(len(states), len(MEASURES), dtype=torch.float32)
+    change_SV = sums_RM.new_zeros(len(begun), n_vocab)
+    places = {label: i for i, label in enumerate(begun)}
     for rows in row_slices(n_rows, n_tokens, n_vocab):
-        before_BTV = None
-        for i, state_BTD in enumerate(states):
+        left_BTD: Tensor | None = None
+        left_BTV: Tensor | None = None
+        for i, (label, state_BTD) in enumerate(states.items()):
             log_p_BTV = _log_p(seen, state_BTD[rows, :-1])
-            said_R3[i] += _said(seen, rows, log_p_BTV)
-            p_BTV = log_p_BTV.exp()
-            if before_BTV is not None:
-                change_BTV = p_BTV - before_BTV
-                moved_S[i - 1] += change_BTV.abs().sum() / 2
-                change_SV[i - 1] += change_BTV.sum((0, 1))
-            before_BTV = p_BTV
+            sums_RM[i, 2:] += _said(seen, rows, log_p_BTV)
+            if label in begun:
+                before_BTV = left_BTV if begun[label] is left_BTD else None
+                before_BTV = _log_p(seen, begun[label][rows, :-1]) if before_BTV is None else before_BTV
+                change_BTV = log_p_BTV.exp() - before_BTV.exp()
+                sums_RM[i, 0] += change_BTV.abs().sum() / 2
+                sums_RM[i, 1] += _right(seen, rows, log_p_BTV) - _right(seen, rows, before_BTV)
+                change_SV[places[label]] += change_BTV.sum((0, 1))
+            left_BTD, left_BTV = state_BTD, log_p_BTV
+    for i, label in enumerate(states):
+        if label not in begun:
+            sums_RM[i, :2] = torch.nan
     n = n_rows * (n_tokens - 1)
-    loss_R, kept_R, itself_R = (said_R3 / n).unbind(1)
-    none = loss_R.new_full((1,), torch.nan)
-    moved_R, toward_R = torch.cat([none, moved_S / n]), torch.cat([none, loss_R[:-1] - loss_R[1:]])
-    return _Found(torch.stack([moved_R, toward_R, loss_R, kept_R, itself_R]), change_SV / n)
+    return _Found(sums_RM.mT / n, change_SV / n)
 
 
 def _log_p(seen: Observation, x_BTD: Tensor) -> Tensor:
@@ -104,12 +111,16 @@ def _log_p(seen: Observation, x_BTD: Tensor) -> Tensor:
         return seen.model.readout(x_BTD).float().log_softmax(-1)
 
 
+def _right(seen: Observation, rows: slice, log_p_BTV: Tensor) -> Tensor:
+    """ln p of what came, a sum over tokens."""
+    return log_p_BTV.gather(-1, seen.ids_BT[rows, 1:, None]).sum()
+
+
 def _said(seen: Observation, rows: slice, log_p_BTV: Tensor) -> Tensor:
     """Sums over tokens: loss, whether the top word is the final one, whether it is the token itself."""
-    ids_BT, final_BT = seen.ids_BT[rows], seen.logits_BTV[rows, :-1].argmax(-1)
-    loss = -log_p_BTV.gather(-1, ids_BT[:, 1:, None]).sum()
-    top_BT = log_p_BTV.argmax(-1)
-    return torch.stack([loss, (top_BT == final_BT).sum().float(), (top_BT == ids_BT[:, :-1]).sum().float()])
+    final_BT, top_BT = seen.logits_BTV[rows, :-1].argmax(-1), log_p_BTV.argmax(-1)
+    itself = (top_BT == seen.ids_BT[rows, :-1]).sum().float()
+    return torch.stack([-_right(seen, rows, log_p_BTV), (top_BT == final_BT).sum().float(), itself])
 
 
 def _most_moved(change_SV: Tensor) -> list[int]:

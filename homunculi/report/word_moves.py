@@ -20,11 +20,11 @@ def moves(scan: Scan) -> Iterator[Html]:
     """What a reader has to know, then a line for each token; the one whose words were moved most stands open."""
     yield element(
         "p",
-        "After each token the model has a guess of what comes next, and every step changes it. A line names the largest "
-        "raise and the largest fall, in percentage points; it opens to those of each step. What a word loses may be "
-        "spread over many. The largest of its column has the longest bar; ✓ marks the word that came. A state that is "
-        "itself a distribution over words is read as what it is; of any other this is a lens, and an early state may "
-        "hold more than it shows.",
+        "After each token the model has a guess of what comes next, and every step changes it. A line names the "
+        "largest raise and the largest fall, in percentage points; it opens to those of each step. What a word loses "
+        "may be spread over many. The largest of its column has the longest bar; ✓ marks the word that came. A state "
+        "that is itself a distribution over words is read as what it is; of any other this is a lens, and an early "
+        "state may hold more than it shows.",
         class_="note",
     )
     shown = range(min(len(scan.tokens), MOST_TOKENS))

@@ -12,8 +12,8 @@ from homunculi.core.schedule import Step, shared
 from homunculi.core.taps import Recording
 from homunculi.instruments.observation import Observation
 from homunculi.instruments.observing import look, observe
-from homunculi.instruments.stream import NEEDS, TAPS, Loop, after_steps, loops
-from homunculi.models import build
+from homunculi.instruments.stream import BEGIN, NEEDS, START, TAPS, Loop, after_steps, before_steps, loops, states_of
+from homunculi.models import build, names
 from homunculi.models.registry import get
 
 MINE = ["attention", "fixed_point", "lens", "pass_loss", "signals", "similarity", "sinks"]
@@ -58,6 +58,22 @@ def test_a_token_that_skips_a_pass_keeps_its_state() -> None:
     assert torch.equal(after[2].present_BT, taking_BT)
     assert torch.equal(after[2].state_BTD[~taking_BT], after[1].state_BTD[~taking_BT])
     assert not torch.isclose(after[2].state_BTD[taking_BT], after[1].state_BTD[taking_BT]).all(-1).any()
+
+
+@pytest.mark.parametrize("arch", [arch for arch in names() if arch != "mor_published"])
+@pytest.mark.parametrize("variant", [0, 1])
+def test_steps_begin_with_what_the_one_before_left_but_for_columns_which_start_anew(arch: str, variant: int) -> None:
+    variants = get(arch).variants or ({},)
+    torch.manual_seed(0)
+    model = build(arch, **({"vocab_size": 64} | dict(variants[variant % len(variants)]))).eval()
+    seen = observe(model, some_ids(12), [*TAPS, *NEEDS, BEGIN])
+    states = states_of(seen)
+    begun = before_steps(seen, states)
+    assert list(states) == [START, *begun]
+    anew = [label for label, left in zip(begun, states.values(), strict=False) if begun[label] is not left]
+    per_column = model.config.n_steps if arch == "vocab_columns" else len(model.schedule)
+    assert anew == [str(step) for step in range(per_column, len(model.schedule), per_column)]
+    assert all(torch.equal(begun[label], states[START]) for label in anew)
 
 
 def test_loops_are_found_in_any_schedule() -> None:

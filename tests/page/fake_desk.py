@@ -46,6 +46,8 @@ def scan(question: dict[str, Any]) -> dict[str, Any]:
             "step": step,
             "label": f"step {step}",
             "words": [[[tokens[min(place + 1, n - 1)], 0.3 + 0.2 * step], [" the", 0.1]] for place in range(n)],
+            "up": [[[tokens[min(place + 1, n - 1)], 0.2], [" <b>up</b>", 0.05]] for place in range(n)],
+            "down": [[[tokens[place], -0.4]] for place in range(n)],
             "rank": [1 + (place * 7) % (30 // (step + 1)) if place + 1 < n else None for place in range(n)],
         }
         for step in range(3)

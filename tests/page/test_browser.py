@@ -142,6 +142,17 @@ def test_a_run_shows_curves_samples_and_every_instrument(tab: Tab) -> None:
     assert len(links) >= 9 and all(tab.tab.request.get(f"http://127.0.0.1:{tab.page.port}{link}").ok for link in links)
 
 
+def test_rows_that_have_nothing_in_common_are_shaded_each_by_itself(tab: Tab) -> None:
+    tab.open("run?run=modulated-1")
+    tab.drawn(9)
+    plots = "[...document.querySelectorAll('.panel[data-instrument=blocks] .js-plotly-plot')].map((one) => one.data[0])"
+    for trace in tab.tab.evaluate(plots):
+        assert (trace["zmin"], trace["zmax"]) == (0, 1) and trace["customdata"] != trace["z"]
+        for shades in trace["z"]:
+            known = [shade for shade in shades if shade is not None]
+            assert min(known) == 0 and max(known) == 1
+
+
 def test_the_sliders_move_through_training(tab: Tab) -> None:
     tab.open("run?run=modulated-1")
     tab.drawn(9)
@@ -201,6 +212,11 @@ def test_a_typed_text_is_scanned(tab: Tab) -> None:
     figures = tab.drawn(3)
     assert {trace["type"] for one in figures for trace in one["traces"]} == {"heatmap"}
     assert "␣<b>bold</b>" in tab.text("#found .marked") and "1 neutral" in tab.tab.content()
+    tab.tab.select_option("#found .field:has-text('After token') select", "1")
+    moved = tab.text("#found .moves")
+    assert "after ␣<b>bold</b>; then came ␣morning" in moved
+    assert "␣morning +20" in moved and "␣<b>up</b> +5.0" in moved and "␣<b>bold</b> −40" in moved
+    assert tab.tab.locator("#found .moves .up.came").count() == 3
     first = tab.tab.get_attribute("#found a.data", "href")
     tab.tab.evaluate("window.gone = []; URL.revokeObjectURL = (url) => window.gone.push(url)")
     tab.tab.fill("textarea", "Two")

@@ -41,7 +41,12 @@ def made() -> Scan:
             Panel("depth", "Passes taken", "passes", ("passes",), np.array([[1.0, 2.0, 3.0]]), 0, 3),
         ),
         attention=(Attention("steps.0.attn.pattern", "layer 1", np.tril(np.ones((2, 3, 3)) / 3)),),
-        lens=(Lens(0, "layer 1", ((("a", 0.5),), (("b", 0.25),), ()), (1, 7, None)),),
+        lens=(
+            Lens(0, "layer 1", ((("a", 0.5),), (("b", 0.25),), ()), (1, 7, None)),
+            Lens(
+                1, "layer 2", ((("a", 0.6),), (), ()), (1, 7, None), ((("a", 0.1),), (), ()), ((("b", -0.2),), (), ())
+            ),
+        ),
         changes=("depth=2",),
         notes=("a note",),
         measures=({"instrument": "activation"},),
@@ -57,6 +62,14 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert back.panel("depth") is back.panels[1] and back.panel("nothing") is None
 
 
+def test_words_that_steps_moved_are_written_only_where_somebody_looked_and_old_scans_are_read() -> None:
+    first, second = scan_to_json(made())["lens"]
+    assert "up" not in first and "down" not in first
+    assert second["up"] == [[["a", 0.1]], [], []] and second["down"] == [[["b", -0.2]], [], []]
+    back = scan_from_json(scan_to_json(made()))
+    assert back.lens == made().lens and back.lens[0].up == ()
+
+
 def test_numbers_keep_five_figures_whatever_their_size() -> None:
     assert numbers([0.0, -1.2345678, 1.2345678e-9, 9.87654321e12, np.nan, np.inf]) == [
         *(0.0, -1.2346, 1.2346e-09, 9876500000000.0, None, None)
@@ -65,6 +78,15 @@ def test_numbers_keep_five_figures_whatever_their_size() -> None:
 
 def _without(key: str) -> Any:
     return lambda value: value.pop(key)
+
+
+def _without_in(path: tuple[Any, ...], key: str) -> Any:
+    def change(value: Any) -> None:
+        for part in path:
+            value = value[part]
+        value.pop(key)
+
+    return change
 
 
 def _set(path: tuple[Any, ...], new: Any) -> Any:
@@ -89,6 +111,10 @@ def _set(path: tuple[Any, ...], new: Any) -> Any:
         (_set(("panels", 0, "neutral"), float("nan")), "no finite number"),
         (_set(("attention", 0, "values"), [[[1.0]]]), r"shape \(1, 1, 1\) for 3 tokens"),
         (_set(("lens", 0, "rank"), [1]), "1 ranks for 3 tokens"),
+        (_set(("lens", 1, "up"), [[]]), "1 up and 3 down for 3 tokens"),
+        (_without_in(("lens", 1), "down"), "3 up and 0 down for 3 tokens"),
+        (_set(("lens", 1, "up", 0), [["a", float("inf")]]), "inf is no finite number"),
+        (_set(("lens", 1, "down", 0), [[3, 0.5]]), "'3' is no text"),
         (_set(("panels",), 3), "not iterable"),
     ],
 )

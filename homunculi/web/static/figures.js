@@ -165,9 +165,10 @@ export function shade(share) {
   return {background: steps[place], color: deep ? "#ffffff" : "#0b1520"};
 }
 
-// rows × columns of numbers or null. Labels may repeat: places are numbered underneath.
+// rows × columns of numbers or null. Labels may repeat: places are numbered underneath. `own`: rows have nothing in
+// common, and each is shaded from its lowest to its highest.
 export function heatmap(plot, {title, values, rows, columns, xTitle = "", yTitle = "", unit = "", low = null,
-  high = null, neutral = null, height = null, ticks = null}) {
+  high = null, neutral = null, height = null, ticks = null, own = false}) {
   const known = finite(values.flat());
   const least = low ?? (known.length ? known.reduce((a, b) => Math.min(a, b)) : 0);
   const most = high ?? (known.length ? known.reduce((a, b) => Math.max(a, b)) : 1);
@@ -178,9 +179,9 @@ export function heatmap(plot, {title, values, rows, columns, xTitle = "", yTitle
   const hover = values.map((row, r) => row.map((_, c) => literal(`${rows[r]} · ${columns[c]}`)));
   return draw(plot, words, () => ({
     traces: [{
-      type: "heatmap", z: values, zmin: least, zmax: top, colorscale: scaleColours(), text: hover, hoverongaps: false,
-      hovertemplate: "%{text}<br>%{z:.5g}<extra></extra>", xgap: columns.length < 60 ? 1 : 0, ygap: rows.length < 40 ? 1 : 0,
-      colorbar: barOf(ticks ?? numbersOf(least, top, neutral), unit),
+      type: "heatmap", z: own ? values.map(shares) : values, zmin: own ? 0 : least, zmax: own ? 1 : top, colorscale: scaleColours(),
+      text: hover, hoverongaps: false, customdata: values, hovertemplate: "%{text}<br>%{customdata:.5g}<extra></extra>", xgap: columns.length < 60 ? 1 : 0, ygap: rows.length < 40 ? 1 : 0,
+      colorbar: barOf(own ? [[0, "row's lowest"], [1, "row's highest"]] : ticks ?? numbersOf(least, top, neutral), own ? "" : unit),
     }],
     layout: {
       height: height ?? Math.min(620, Math.max(150, 96 + 22 * rows.length)),
@@ -189,6 +190,12 @@ export function heatmap(plot, {title, values, rows, columns, xTitle = "", yTitle
       yaxis: {title: yTitle, showgrid: false, zeroline: false, autorange: "reversed", ...thinTicks(rows, 30)},
     },
   }));
+}
+
+// Each number of a row as its place between the lowest and the highest.
+function shares(row) {
+  const known = finite(row), low = Math.min(...known), span = Math.max(...known) - low;
+  return row.map((value) => value === null ? null : span > 0 ? (value - low) / span : 0);
 }
 
 // Numbers beside a scale: its ends and middle, and the neutral value with its name. Pairs of place and text.

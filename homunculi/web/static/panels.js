@@ -8,6 +8,7 @@ import {exact, figure as short} from "./numbers.js";
 const MOST_PANELS = 12, MOST_ROWS = 100;
 // Panels are read and drawn when they come near the window.
 const NEAR = "500px";
+const OWN_SCALE = "measure";  // an axis of rows of this name holds quantities that have nothing in common
 
 export async function panels(section, key, signal) {
   const all = {linked: true, panels: new Map()};
@@ -146,10 +147,11 @@ function asHeatmaps(one) {
   const rows = depth > 1 ? labelsOf(one, depth - 2) : [one.name];
   const flat = grids.flat(2).filter((value) => value !== null);
   const ends = depth === 3 && flat.length ? [flat.reduce((a, b) => Math.min(a, b)), flat.reduce((a, b) => Math.max(a, b))] : [null, null];
+  const neutral = flat.some((value) => value < 0) && flat.some((value) => value > 0) ? 0 : null;
   const made = grids.slice(0, MOST_PANELS).map((values, place) => {
     const inner = frame(names[place] ? `${titled(one)}: ${names[place]}` : titled(one), {tag: "span"});
     queueMicrotask(() => heatmap(inner.plot, {title: one.name, values: values.map((row) => row.map(numeric)), rows,
-      columns: labelsOf(one, depth - 1), unit: one.unit, low: ends[0], high: ends[1],
+      columns: labelsOf(one, depth - 1), unit: one.unit, low: ends[0], high: ends[1], neutral, own: depth > 1 && one.axes[depth - 2] === OWN_SCALE,
       xTitle: one.axes[depth - 1], yTitle: depth > 1 ? one.axes[depth - 2] : ""}));
     return inner.figure;
   });
