@@ -24,7 +24,9 @@ ALLOWED = {
     "evals": {"core", "text", "runs"},
     "instruments": {"core", "text", "runs"},
     "train": {"core", "text", "runs", "evals", "instruments", "models"},
-    "experiments": {"core", "parts", "models", "foreign", "text", "runs", "train", "evals", "instruments", "report"},
+    "experiments": {
+        *("core", "parts", "models", "foreign", "text", "runs", "tasks", "train", "evals", "instruments", "report"),
+    },
     "interop": {"core", "parts", "models", "foreign", "text", "runs", "evals", "instruments", "train"},
     "tasks": set(),  # standard library and numpy: a task is tokens and answers
     "report": {"runs"},
