@@ -13,6 +13,8 @@ import typer
 
 from homunculi.errors import InputError
 
+_WIDTH = 240  # of a table that goes into a file
+
 if TYPE_CHECKING:
     from homunculi.experiments.skills.plan import Settings, Side
     from homunculi.experiments.skills.pool import Progress
@@ -28,7 +30,7 @@ def skills(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NAME=]ARCHITECTURE-or-RECIPE[;model.KEY=VALUE]... [task=A,B] [[TASK.]DIAL=VALUE]... [KEY=VALUE]...",
+            metavar="[NAME=]ARCHITECTURE|RECIPE[;model.KEY=VALUE]... [task=A,B] [[TASK.]DIAL=VALUE]...",
             show_default=False,
         ),
     ] = None,
@@ -85,7 +87,8 @@ def _split(words: list[str]) -> tuple[list[tuple[str, str, list[str]]], dict[str
     from homunculi.cli.compare import split_words
     from homunculi.models import names
 
-    sides, common = [], []
+    sides: list[tuple[str, str, list[str]]] = []
+    common: list[str] = []
     for word in words:
         head, *own = [part.strip() for part in word.split(";")]
         name, equals, recipe = head.partition("=")
@@ -211,7 +214,7 @@ def _print_scores(record: dict[str, Any]) -> None:
         first = next(iter(found.values()))
         cells = [_cell(found.get(side)) for side in sides]
         table.add_row(task["name"], *cells, f"{first['chance']:.3f}", f"{first['ceiling']:.3f}")
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else _WIDTH)
     console.print(table)
     grid = len(set(record["settings"]["lrs"])) * len(set(record["settings"]["wds"]))
     few = "one setting of the optimiser, nothing selected" if grid == 1 else f"best of {grid} settings by validation"
@@ -232,7 +235,7 @@ class _Board:
         from homunculi.cli.terminal import Terminal
 
         self.terminal = Terminal()
-        self.bar = _bar(self.terminal.console) if self.terminal.bar else None
+        self.bar: Any = _bar(self.terminal.console) if self.terminal.bar else None
         self.task: Any = None
         self.told = -1
 

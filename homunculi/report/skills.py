@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from homunculi.report.comparison_record import objects, part, spanned, text_of
 from homunculi.report.differences import GREY, band
 from homunculi.report.markup import Html, element, folded, join, pairs, section, table
 from homunculi.report.numbers import brief, exact, number
-from homunculi.report.plot import COLOURS, SMALL, WIDE, Plot, Series, draw, legend
+from homunculi.report.plot import COLOURS, SMALL, Plot, Series, draw, legend
 from homunculi.report.radar import MORE_STYLE, Spoke, draw_radar
 from homunculi.report.style import POLICY, SCRIPT, STYLE
 from homunculi.runs import clock
@@ -146,8 +146,8 @@ def _overview(record: Record) -> Html | None:
     """The radar of all tasks that every architecture has finished."""
     finished = [str(task.get("name")) for task in record.tasks]
     by_side = {
-        name: {str(one["task"]): one for one in record.scores if one.get("architecture") == name}
-        for name in record.sides
+        side: {str(one.get("task")): one for one in record.scores if one.get("architecture") == side}
+        for side in record.sides
     }
     shown = [name for name, scores in by_side.items() if scores]
     whole = [task for task in finished if shown and all(_value(by_side[name].get(task)) is not None for name in shown)]
@@ -159,8 +159,8 @@ def _overview(record: Record) -> Html | None:
     ]
     lines = [(name, record.sides[name], [_value(by_side[name][task]) or 0.0 for task in whole]) for name in shown]
     note = (
-        "From the middle (0) to the rim (1): mean accuracy over the swept dial. Dotted: chance; the ring of dashes: the "
-        "best possible reader."
+        "From the middle (0) to the rim (1): mean accuracy over the swept dial. Dotted: chance; dashed: the best "
+        "possible reader."
     )
     return element("figure", draw_radar("radar", spokes, lines), _looks(record), element("p", note, class_="note"))
 
@@ -191,8 +191,8 @@ def _scores(record: Record) -> Html | None:
         return None
     head = ("", *(element("bdi", side) for side in record.sides), "chance", "best possible")
     note = (
-        "Mean accuracy over the swept dial, the area under the difficulty curve; small: 95 % interval over seeds. Bold: "
-        "the highest mean of the row, whether or not the intervals part."
+        "Mean accuracy over the swept dial, the area under the difficulty curve; small: 95 % interval over seeds. "
+        "Bold: the highest mean of the row, whether or not the intervals part."
     )
     return join([table(head, rows), element("p", note, class_="note")])
 
@@ -304,8 +304,8 @@ def _depth(record: Record) -> Html | None:
     if not found:
         return None
     note = (
-        "Needed: sequential steps that an answer takes. Left: accuracy when every token is given so many passes, a line "
-        "for each needed depth. Below: passes that the model's router chose at these positions."
+        "Needed: sequential steps that an answer takes. Left: accuracy when every token is given so many passes, a "
+        "line for each needed depth. Below: passes that the model's router chose at these positions."
     )
     return join([element("p", note, class_="note"), *found])
 
@@ -317,14 +317,19 @@ def _one_depth(record: Record, one: Mapping[str, Any], place: int) -> Html:
     figure = None
     if len(forced) > 1:
         series = [
-            Series(
-                f"needs {n}", [(float(f["passes"]), number(f["by_needed"][i])) for f in forced], i + i // GREY, "marked"
-            )
+            Series(f"needs {n}", [_forced(one, i) for one in forced], i + i // GREY, "marked")
             for i, n in enumerate(needed)
         ]
         plot = Plot(f"d-{place}", f"{title}: accuracy by forced passes", "passes", "accuracy", series, SMALL, "zero")
         figure = element("figure", draw(plot), legend(series))
     return join([element("h3", element("bdi", title)), figure, _depth_table(one, needed)])
+
+
+def _forced(one: Mapping[str, Any], place: int) -> tuple[float, float | None]:
+    """Passes that every token takes, and the accuracy at one needed depth."""
+    values = one.get("by_needed")
+    there = isinstance(values, list) and place < len(values)
+    return number(one.get("passes")) or 0.0, number(values[place]) if there else None  # type: ignore[index]
 
 
 def _depth_table(one: Mapping[str, Any], needed: Sequence[int]) -> Html:

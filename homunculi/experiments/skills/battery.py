@@ -7,7 +7,7 @@ FOLDER/cells/         finished cells; another battery of the folder takes those 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -80,9 +80,8 @@ class Battery:
         self._certify()
         ranked = [point for point in self.points if point.side not in self.refused]
         try:
-            self._train([cell for point in ranked for cell in point.grid])
-            if self.settings.seeds > 1:
-                self._train([cell for point in ranked for cell in self._others(point)])
+            for cells in self._rounds(ranked):
+                self._train(cells)
         except Stopped as stopped:
             raise Stopped(f"{stopped}; the same command goes on", stopped.exit_code) from stopped
         finally:
@@ -100,9 +99,15 @@ class Battery:
                 self.refused[side.name] = "not causal: its certificate failed, so it may read answers ahead"
                 self.reporter.message(f"{side.name} is refused: {self.refused[side.name]}")
 
-    def _others(self, point: Point) -> list[Cell]:
-        chosen = scores.chosen_of(point, self.results)
-        return point.other_seeds(chosen, self.settings.seeds) if chosen else []
+    def _rounds(self, ranked: Sequence[Point]) -> Iterator[list[Cell]]:
+        """Grids, then the other seeds at what was chosen; both at once where there is nothing to choose."""
+        n = self.settings.seeds
+        if len(self.settings.grid) == 1:
+            yield [cell for point in ranked for cell in (*point.grid, *point.other_seeds(point.grid[0], n))]
+            return
+        yield [cell for point in ranked for cell in point.grid]
+        chosen = [(point, scores.chosen_of(point, self.results)) for point in ranked]
+        yield [cell for point, best in chosen if best is not None for cell in point.other_seeds(best, n)]
 
     def _train(self, cells: Sequence[Cell]) -> None:
         """Train cells that the folder lacks, and read all that are there. The first ones settle which setting is best,
@@ -163,7 +168,7 @@ class Battery:
         }
 
     def _hardest(self, shown: Sequence[Point]) -> list[Point]:
-        """The last point of each curve: what is beyond training is asked of the model that was trained nearest to it."""
+        """The last point of each curve: beyond training, the model that was trained nearest is asked."""
         return list({(point.side, point.task): point for point in shown}.values())
 
     def _scores(self, rows: Sequence[Json]) -> list[Json]:

@@ -1,4 +1,4 @@
-"""One cell of a battery: a model, a task at one difficulty, one setting of the optimiser, one seed; and where it is kept.
+"""One cell of a battery: a model, a task at one difficulty, a setting of the optimiser, a seed; and where it is kept.
 
     FOLDER/cells/<key>.json    what a finished cell came to, written whole
 

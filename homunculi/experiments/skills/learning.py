@@ -121,7 +121,7 @@ def _updater(model: LanguageModel, cell: Cell, device: torch.device) -> Updater:
         ),
     )
     updater = Updater(model, config, None, World(), device, lambda said: None)
-    updater.eager = updater.loss = captured(SkillLoss(model), model, device, cell.steps)
+    updater.loss = captured(SkillLoss(model), model, device, cell.steps)
     return updater
 
 
@@ -132,6 +132,6 @@ def _beyond(cell: Cell, task: Task, model: LanguageModel, device: torch.device) 
         for value in values:
             dials = dict(cell.dials) | {name: value}
             accuracy = judge(model, judged(cell, task, "test", dials), device).accuracy
-            known = {"chance": task.chance(**dials), "ceiling": task.ceiling(**dials)}
-            found.append({"dial": name, "value": value, "accuracy": accuracy} | known)
+            known: Json = {"chance": task.chance(**dials), "ceiling": task.ceiling(**dials)}
+            found.append(known | {"dial": name, "value": value, "accuracy": accuracy})
     return found

@@ -91,7 +91,7 @@ def score_json(points: Sequence[Json]) -> Json:
         **interval_of(values),
         "chance": fmean(point["chance"] for point in points),
         "ceiling": fmean(point["ceiling"] for point in points),
-        "seeds": {seed: value for seed, value in zip(sorted(seeds, key=int), values, strict=True)},
+        "seeds": dict(zip(sorted(seeds, key=int), values, strict=True)),
     }
 
 
@@ -113,7 +113,7 @@ def depth_json(point: Point, results: Results, n_seeds: int) -> Json | None:
         return None
     needed = [n for n in found[0]["needed"] if all(n in one["needed"] for one in found)]
     named: Json = {"architecture": point.side, "task": point.task, "value": point.value, "n": len(found)}
-    own = {"accuracy": fmean(one["own"]["accuracy"] for one in found)}
+    own: Json = {"accuracy": fmean(one["own"]["accuracy"] for one in found)}
     own |= {"by_needed": _over_seeds([one["own"]["by_needed"] for one in found], found, needed)}
     forced = []
     for place in zip(*(one["forced"] for one in found), strict=True):

@@ -20,7 +20,7 @@ def work(folder: Path, device: torch.device, asked: TextIO, told: TextIO) -> Non
     """Until the input ends. A cell that fails is told with its reason, and the next one is taken."""
     store = Store(folder)
     for line in asked:
-        answer = {"done": True}
+        answer: dict[str, object] = {"done": True}
         try:
             cell = Cell.from_json(json.loads(line))
             load_files(cell.files)
