@@ -25,7 +25,17 @@ ALLOWED = {
     "instruments": {"core", "text", "runs"},
     "train": {"core", "text", "runs", "evals", "instruments", "models"},
     "experiments": {
-        *("core", "parts", "models", "foreign", "text", "runs", "tasks", "train", "evals", "instruments", "report"),
+        "core",
+        "parts",
+        "models",
+        "foreign",
+        "text",
+        "runs",
+        "train",
+        "evals",
+        "instruments",
+        "report",
+        "tasks",
     },
     "interop": {"core", "parts", "models", "foreign", "text", "runs", "evals", "instruments", "train"},
     "tasks": set(),  # standard library and numpy: a task is tokens and answers

@@ -101,7 +101,7 @@ class Task:
         length: number of positions.
         chance: accuracy of a uniform guess among the ids that can be answers.
         ceiling: expected accuracy of the best reader.
-        ngram: expected accuracy of the best reader of the last two tokens on training rows; None: `ngram_ceiling` counts.
+        ngram: expected accuracy, on training rows, of the best reader of the last two tokens; None: it is counted.
         beyond: dial → values that are only tested, never trained.
         readout: tokens, an answer at each counted position; aggregate, a decoder is given the state at the last
             position and a counted position, and answers for that one.

@@ -8,7 +8,7 @@ training rows, one of eight is for validation, one of eight for the test.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -62,13 +62,28 @@ def drawn(
 
 
 def _taken(examples: Examples, rows_N: np.ndarray) -> Examples:
-    return Examples(*(None if part is None else part[rows_N] for part in _parts(examples)))
+    """These rows alone."""
+    parts: dict[str, Any] = {name: None if part is None else part[rows_N] for name, part in _parts(examples)}
+    return replace(examples, **parts)
 
 
 def _joined(many: list[Examples], n_rows: int) -> Examples:
-    columns = zip(*map(_parts, many), strict=True)
-    return Examples(*(None if column[0] is None else np.concatenate(column)[:n_rows] for column in columns))
+    """The first `n_rows` rows of all."""
+    parts: dict[str, Any] = {
+        name: None if part is None else np.concatenate([getattr(one, name) for one in many])[:n_rows]
+        for name, part in _parts(many[0])
+    }
+    return replace(many[0], **parts)
 
 
-def _parts(examples: Examples) -> tuple[Any, ...]:
-    return tuple(getattr(examples, entry.name) for entry in fields(examples))
+def _parts(examples: Examples) -> list[tuple[str, np.ndarray | None]]:
+    return [(entry.name, getattr(examples, entry.name)) for entry in fields(examples)]
+
+
+def unseen_positions(length: int, split: Split, longest: int) -> np.ndarray:
+    """Positions that count where every one has an answer: all, but in test rows longer than `longest` those past it.
+
+    So the score of a longer row is that of lengths which no row of training had. [T] bool.
+    """
+    at_T = np.arange(length)
+    return at_T >= longest if split == "test" and length > longest else at_T >= 0
