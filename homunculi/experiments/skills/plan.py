@@ -58,7 +58,7 @@ class Settings:
         return [(lr, wd) for lr in sorted(set(self.lrs)) for wd in sorted(set(self.wds))]
 
     def to_json(self) -> Json:
-        return asdict(self)
+        return asdict(self) | {"lrs": list(self.lrs), "wds": list(self.wds)}
 
 
 # One setting of the optimiser, so nothing is selected: what ends in minutes on two cores.

@@ -136,6 +136,8 @@ def _nearest_state(config: Any, target: int, length: int) -> Any:
             miss = abs(math.log(state_bytes(shape, length) / target))
             if miss < least - 1e-9:
                 best, least = shape, miss
+            if least <= TOLERANCE:
+                break
     return best
 
 
@@ -143,7 +145,7 @@ def _turned(config: Any, knob: str, length: int) -> list[Any]:
     """Legal shapes with a knob at other values."""
     if not hasattr(config, knob):
         return []
-    step, most = {"d_head": (2, 128), "d_model": (8, 256), "window": (4, length)}.get(knob, (1, 8))
+    step, most = {"d_head": (2, 64), "d_model": (8, 128), "window": (8, length)}.get(knob, (1, 8))
     shapes = []
     for value in range(step, most + 1, step):
         try:
