@@ -16,8 +16,9 @@ from homunculi.errors import InputError
 _WIDTH = 240  # of a table that goes into a file
 
 if TYPE_CHECKING:
-    from homunculi.experiments.skills.plan import Settings, Side
+    from homunculi.experiments.skills.plan import Settings
     from homunculi.experiments.skills.pool import Progress
+    from homunculi.experiments.skills.sizing import Side
 
 
 def add_to(app: typer.Typer) -> None:
@@ -92,7 +93,9 @@ def _split(words: list[str]) -> tuple[list[tuple[str, str, list[str]]], dict[str
     for word in words:
         head, *own = [part.strip() for part in word.split(";")]
         name, equals, recipe = head.partition("=")
-        if equals and recipe in names() and name != "task":
+        if name == "task":
+            common.append(word)
+        elif equals and recipe in names():
             sides.append((name, recipe, [part for part in own if part]))
         else:
             found, rest = split_words([word])
@@ -152,8 +155,7 @@ def _sides(given: list[tuple[str, str, list[str]]], settings: Settings) -> list[
 
 
 def _side(name: str, recipe: str, own: list[str], settings: Settings) -> Side:
-    from homunculi.experiments.skills.plan import Side
-    from homunculi.experiments.skills.sizing import small
+    from homunculi.experiments.skills.sizing import Side, small
     from homunculi.settings import override
     from homunculi.train.config import RunConfig
 
@@ -161,7 +163,8 @@ def _side(name: str, recipe: str, own: list[str], settings: Settings) -> Side:
         raise InputError(f"{name};{stray}: only settings of the model may be a side's own, such as model.n_heads=2")
     config, files = _model_of(recipe)
     shape = small(config, settings.frame)
-    return Side(name, override(RunConfig(model=shape), own).model, files)
+    fixed = frozenset(word.partition("=")[0].removeprefix("model.") for word in own)
+    return Side(name, override(RunConfig(model=shape), own).model, fixed, files)
 
 
 def _model_of(recipe: str) -> tuple[Any, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""A battery: selection by validation, the same result however it is carried out, resuming, scores and their intervals."""
+"""A battery: selection by validation, the same result however it is carried out, resuming, scores with intervals."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from homunculi.experiments.skills import pool, scores
 from homunculi.experiments.skills.battery import Battery
 from homunculi.experiments.skills.cells import Cell, Store
 from homunculi.experiments.skills.learning import learn
-from homunculi.experiments.skills.plan import Point, Settings, Side, ask, points
+from homunculi.experiments.skills.plan import Point, Settings, ask, points
 from homunculi.experiments.skills.pool import Progress, train_all
 from homunculi.experiments.skills.scoring import score_of
-from homunculi.experiments.skills.sizing import Frame, small
+from homunculi.experiments.skills.sizing import Frame, Side, small
 from homunculi.models import get
 
 FRAME = Frame(width=16, blocks=1, match="none")
@@ -69,7 +69,10 @@ def accuracies(record: dict[str, Any]) -> list[Any]:
 
 def test_a_battery_scores_every_architecture_at_every_task(tmp_path: Path) -> None:
     record = begin(tmp_path).carry_out()
-    assert [(one["architecture"], one["task"]) for one in record["scores"]] == [("gpt", "parity"), ("recursive", "parity")]
+    assert [(one["architecture"], one["task"]) for one in record["scores"]] == [
+        ("gpt", "parity"),
+        ("recursive", "parity"),
+    ]
     for one in record["scores"]:
         assert one["n"] == 2
         assert 0 <= one["low"] <= one["score"] <= one["high"] <= 1
@@ -110,7 +113,9 @@ def test_processes_come_to_the_same_as_this_one_and_go_on_after_a_cell_that_fail
         assert (there["test"], there["beyond"]) == (here["test"], here["beyond"])
 
 
-def test_a_battery_with_failed_cells_says_so_and_keeps_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_battery_with_failed_cells_says_so_and_keeps_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def failing(cells: Sequence[Cell], *others: Any) -> list[Any]:
         return [{"cell": "gpt parity", "key": "k", "reason": "no memory"}]
 

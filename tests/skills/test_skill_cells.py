@@ -11,13 +11,15 @@ import pytest
 from homunculi.errors import InputError
 from homunculi.experiments.skills.cells import Cell, Store, configuration, described
 from homunculi.experiments.skills.feed import judged, pack, training_batches
-from homunculi.experiments.skills.plan import QUICK, Settings, Side, ask, points
-from homunculi.experiments.skills.sizing import Frame, parameters_of, small, state_bytes
+from homunculi.experiments.skills.plan import QUICK, Settings, ask, points
+from homunculi.experiments.skills.sizing import Frame, Side, parameters_of, small, state_bytes
 from homunculi.models import get
 from homunculi.tasks import registry
 from homunculi.train.loss import IGNORED
 
-TINY = Settings(seeds=2, steps=2, rows=4, eval_rows=8, lrs=(1e-3, 1e-2), wds=(0.0,), frame=Frame(width=16, match="none"))
+TINY = Settings(
+    seeds=2, steps=2, rows=4, eval_rows=8, lrs=(1e-3, 1e-2), wds=(0.0,), frame=Frame(width=16, match="none")
+)
 
 
 def side(name: str, frame: Frame, **own: object) -> Side:
@@ -82,6 +84,16 @@ def test_all_architectures_are_made_equal_in_parameters(name: str) -> None:
     assert config.vocab_size == 65
     assert config.max_seq_len == 64
     assert described(config) == cell.model
+
+
+def test_what_the_user_chose_is_not_turned_to_make_it_equal() -> None:
+    settings = replace(QUICK, frame=Frame(width=16))
+    one = replace(side("gpt", settings.frame, n_blocks=1), fixed=frozenset({"n_blocks"}))
+    with pytest.raises(InputError, match=r"comes within 1 %"):
+        points([replace(one, fixed=frozenset({"n_blocks", "d_mlp", "d_model"}))], ask(["copy"], {}), settings)
+    wide = replace(settings, frame=Frame())
+    cell = points([replace(one, config=replace(one.config, d_model=64))], ask(["copy"], {}), wide)[0].grid[0]
+    assert cell.model["n_blocks"] == 1
 
 
 def test_a_plain_transformer_of_the_frame_is_its_own_measure() -> None:

@@ -11,9 +11,9 @@ import torch
 
 from homunculi.core.model import LanguageModel
 from homunculi.experiments.skills.depth import depth_of
-from homunculi.experiments.skills.plan import Settings, Side, ask, points
+from homunculi.experiments.skills.plan import Settings, ask, points
 from homunculi.experiments.skills.scores import depth_json
-from homunculi.experiments.skills.sizing import Frame, small
+from homunculi.experiments.skills.sizing import Frame, Side, small
 from homunculi.models import get
 from homunculi.tasks import registry
 from homunculi.tasks.registry import Examples

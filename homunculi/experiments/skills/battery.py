@@ -17,9 +17,9 @@ from homunculi.errors import InputError, Stopped
 from homunculi.experiments.certifying import CERTIFIED_CONTEXT, CERTIFIED_VOCABULARY, Certified, certificate_of
 from homunculi.experiments.skills import scores
 from homunculi.experiments.skills.cells import Cell, Json, Store, described
-from homunculi.experiments.skills.plan import Asked, Point, Settings, Side, points, sized
+from homunculi.experiments.skills.plan import Asked, Point, Settings, points, sized
 from homunculi.experiments.skills.pool import Progress, first_failure, train_all
-from homunculi.experiments.skills.sizing import parameters_of, state_bytes
+from homunculi.experiments.skills.sizing import Side, parameters_of, state_bytes
 from homunculi.files import write_json
 from homunculi.report.skills import write_skills_report
 from homunculi.runs import clock

@@ -12,7 +12,7 @@ from typing import Any
 
 from homunculi.errors import InputError
 from homunculi.experiments.skills.cells import Cell, Json, described
-from homunculi.experiments.skills.sizing import Frame, fitted
+from homunculi.experiments.skills.sizing import Frame, Side, fitted
 from homunculi.settings import check_range
 from homunculi.tasks import registry
 from homunculi.tasks.registry import Task
@@ -63,20 +63,6 @@ class Settings:
 
 # One setting of the optimiser, so nothing is selected: what ends in minutes on two cores.
 QUICK = Settings(seeds=2, steps=300, rows=32, eval_rows=256, lrs=(3e-3,), wds=(0.1,), quick=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """An architecture in a battery.
-
-    Attributes:
-        config: at the frame's width and depth, before it is made equal.
-        files: that register it, if it is no installed one.
-    """
-
-    name: str
-    config: Any
-    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +189,7 @@ def sized(side: Side, task: Task, dials: Mapping[str, Any], frame: Frame) -> Any
     harder = [dict(dials) | {name: value} for name, values in task.beyond.items() for value in values]
     lengths = [task.length(**one) for one in (dials, *harder)]
     vocabulary = max(task.vocabulary(**one) for one in (dials, *harder))
-    return fitted(side.config, frame, vocabulary, (lengths[0], max(lengths)), side.name)
+    return fitted(side, frame, vocabulary, (lengths[0], max(lengths)))
 
 
 def setting_names() -> set[str]:

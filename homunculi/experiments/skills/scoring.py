@@ -11,8 +11,9 @@ from typing import Any
 
 from homunculi.experiments.skills.cells import Cell, Json, Store
 from homunculi.experiments.skills.learning import learn
-from homunculi.experiments.skills.plan import FIRST_SEED, QUICK, Asked, Point, Settings, Side, points
+from homunculi.experiments.skills.plan import FIRST_SEED, QUICK, Asked, Point, Settings, points
 from homunculi.experiments.skills.scores import chosen_of
+from homunculi.experiments.skills.sizing import Side
 from homunculi.tasks import registry
 from homunculi.train.precision import resolve_device
 

@@ -75,43 +75,67 @@ def small(config: Any, frame: Frame) -> Any:
     return shape
 
 
-def fitted(config: Any, frame: Frame, vocabulary: int, lengths: tuple[int, int], name: str) -> Any:
-    """A configuration made equal as the frame says, for a task.
+@dataclass(frozen=True, slots=True)
+class Side:
+    """An architecture in a battery.
+
+    Attributes:
+        config: at the frame's width and depth, before it is made equal.
+        fixed: settings of it that the user chose, which nothing turns.
+        files: that register it, if it is no installed one.
+    """
+
+    name: str
+    config: Any
+    fixed: frozenset[str] = frozenset()
+    files: tuple[str, ...] = ()
+
+
+def fitted(side: Side, frame: Frame, vocabulary: int, lengths: tuple[int, int]) -> Any:
+    """The configuration of a side made equal as the frame says, for a task.
 
     Args:
-        config: as `small` gives it, perhaps with the user's own settings.
         lengths: of the task's examples, and the longest that is ever read.
-        name: of the side, for errors.
 
     Raises:
         InputError: no shape comes near enough.
     """
     length, longest = lengths
-    shape = config
+    shape = side.config
     if frame.match == "parameters":
-        shape = _equal_parameters(config, frame, name)
+        shape = _equal_parameters(side, frame)
     elif frame.match == "state":
-        shape = _equal_state(config, frame, length, name)
+        shape = _equal_state(side, frame, length)
     return replace(shape, vocab_size=vocabulary, max_seq_len=longest)
 
 
 @lru_cache(maxsize=256)
-def _equal_parameters(config: Any, frame: Frame, name: str) -> Any:
-    if abs(parameters_of(config) / frame.parameters - 1) <= NEAR:
-        return config
-    return replace(config, **_search(config, frame, name).solve())
+def _equal_parameters(side: Side, frame: Frame) -> Any:
+    if abs(parameters_of(side.config) / frame.parameters - 1) <= NEAR:
+        return side.config
+    return replace(side.config, **_search(side, side.config, frame).solve())
 
 
-def _search(config: Any, frame: Frame, name: str) -> Search:
-    target = Cost(frame.parameters, 1.0, 1.0)
-    plain = RunConfig(model=config, steps=1, batch_tokens=1)
-    return Search(plain, config, Stages(1, ((1, 1.0),)), target, ("parameters",), name)
+@dataclass(frozen=True, slots=True)
+class _Search(Search):
+    """A search that leaves some knobs alone."""
+
+    fixed: frozenset[str] = frozenset()
+
+    def _knobs(self) -> list[str]:
+        return [knob for knob in Search._knobs(self) if knob not in self.fixed]
+
+
+def _search(side: Side, shape: Any, frame: Frame) -> Search:
+    target, stages = Cost(frame.parameters, 1.0, 1.0), Stages(1, ((1, 1.0),))
+    plain = RunConfig(model=shape, steps=1, batch_tokens=1)
+    return _Search(plain, shape, stages, target, ("parameters",), side.name, side.fixed)
 
 
 @lru_cache(maxsize=1024)
-def _equal_state(config: Any, frame: Frame, length: int, name: str) -> Any:
-    target = frame.state_bytes(length)
-    shape = _nearest_state(config, target, length)
+def _equal_state(side: Side, frame: Frame, length: int) -> Any:
+    target, name = frame.state_bytes(length), side.name
+    shape = _nearest_state(side, target, length)
     ratio = state_bytes(shape, length) / target
     if abs(math.log(ratio)) > math.log1p(STATE_TOLERANCE):
         raise InputError(
@@ -120,16 +144,19 @@ def _equal_state(config: Any, frame: Frame, length: int, name: str) -> Any:
         )
     wanted = frame.parameters
     for knob in FINE:  # these leave the state as it is
-        found = _search(shape, frame, name)._turn(shape, knob) if hasattr(shape, knob) else None
+        turns = hasattr(shape, knob) and knob not in side.fixed
+        found = _search(side, shape, frame)._turn(shape, knob) if turns else None
         if found is not None and abs(found[1].parameters / wanted - 1) <= TOLERANCE:
             return found[0]
     return shape
 
 
-def _nearest_state(config: Any, target: int, length: int) -> Any:
+def _nearest_state(side: Side, target: int, length: int) -> Any:
     """The configuration itself where it is near enough, else the nearest by one knob after the other, twice."""
-    best, least = config, abs(math.log(state_bytes(config, length) / target))
+    best, least = side.config, abs(math.log(state_bytes(side.config, length) / target))
     for knob in _STATE_KNOBS * 2:
+        if knob in side.fixed:
+            continue
         if least <= TOLERANCE:
             break
         for shape in _turned(best, knob, length):
