@@ -13,13 +13,15 @@ Rows = list[dict[str, Any]]
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("list", help="What there is: architectures, instruments, recipes, runs, corpora, settings.")(
+    app.command("list", help="What there is: architectures, instruments, tasks, recipes, runs, corpora, settings.")(
         list_things
     )
 
 
 def list_things(
-    what: Annotated[str, typer.Argument(help="architectures, instruments, recipes, runs, corpora or settings.")] = "",
+    what: Annotated[
+        str, typer.Argument(help="architectures, instruments, tasks, recipes, runs, corpora, settings.")
+    ] = "",
     name: Annotated[str, typer.Argument(help="For settings: of which recipe; for runs: under which folder.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -70,6 +72,14 @@ def _instruments(name: str) -> Rows:
         {"name": one.name, "view": one.view, "reads": one.reads, "title": one.title, "question": one.question}
         for one in found
     ]
+
+
+def _tasks(name: str) -> Rows:
+    from homunculi.tasks.described import defaults
+    from homunculi.tasks.registry import get, names
+
+    found = [get(known) for known in names()]
+    return [{"name": one.name, "question": one.question, "dials": defaults(one)} for one in found]
 
 
 def _recipes(name: str) -> Rows:
@@ -139,4 +149,5 @@ LISTS: dict[str, Callable[[str], Rows]] = {
     "recipes": _recipes,
     "runs": _runs,
     "settings": _settings,
+    "tasks": _tasks,
 }

@@ -23,6 +23,16 @@ def distinct(rng: np.random.Generator, n_rows: int, n_choices: int, n_drawn: int
     return numbers
 
 
+def rounds(rng: np.random.Generator, n_rows: int, n: int, n_drawn: int) -> np.ndarray:
+    """0…n−1 in random order, then again in another, and so on; never the same twice in a row. [n_rows, n_drawn]."""
+    n_rounds = -(-n_drawn // n)
+    orders_BRN = np.argsort(rng.random((n_rows, n_rounds, n)), axis=2)
+    for at_round in range(1, n_rounds if n > 1 else 0):
+        repeats = np.flatnonzero(orders_BRN[:, at_round, 0] == orders_BRN[:, at_round - 1, -1])
+        orders_BRN[repeats, at_round] = np.roll(orders_BRN[repeats, at_round], -1, axis=1)
+    return orders_BRN.reshape(n_rows, -1)[:, :n_drawn]
+
+
 def weighted(rng: np.random.Generator, n_rows: int, weights_N: np.ndarray, n_drawn: int) -> np.ndarray:
     """Different places of `weights_N`, drawn one after the other in proportion to the weights left. [n_rows, n_drawn].
 

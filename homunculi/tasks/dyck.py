@@ -29,7 +29,7 @@ LENGTHS = (16, 32, 64)
     dials={
         "depth": Dial(4, (2, 4, 8, 16), 2, 256, "most brackets open at once"),
         "kinds": Dial(4, (2, 4, 8), 2, 1024, "kinds of brackets"),
-        "length": Dial(64, LENGTHS, 12, 8192, "positions"),
+        "length": Dial(64, LENGTHS, 12, 4096, "positions"),
     },
     swept="depth",
     vocabulary=lambda kinds, **_: 2 * kinds,

@@ -38,7 +38,7 @@ def fact(keys_N: np.ndarray) -> np.ndarray:
     question="How many facts does the model keep in its weights?",
     source="Poli et al. 2024, arXiv 2403.17844",
     dials={
-        "facts": Dial(256, (64, 256, 1024, 4096), 32, 65536, "size of the table"),
+        "facts": Dial(1024, (256, 1024, 4096, 16384), 32, 65536, "size of the table"),
         "key_tokens": Dial(2, (1, 2), 1, 2, "tokens of a key"),
         "length": Dial(64, (64, 128), 16, 4096, "positions"),
     },

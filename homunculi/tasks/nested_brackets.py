@@ -69,7 +69,7 @@ class _Stack:
     source="Nangia & Bowman 2018, arXiv 1804.06028, with this laboratory's brackets",
     dials={
         "depth": Dial(3, (1, 2, 3, 4), 1, 64, "most brackets within each other"),
-        "length": Dial(64, (64, 128), 16, 4096, "positions"),
+        "length": Dial(64, (64, 128), 16, 1024, "positions"),
         "digits": Dial(8, (4, 8, 16), 3, 256, "different digits"),
     },
     swept="depth",

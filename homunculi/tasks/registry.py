@@ -28,7 +28,7 @@ Readout = Literal["tokens", "aggregate"]
 Number = int | float
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
-_NOT_TASKS = {"registry", "splits", "draws"}
+_NOT_TASKS = {"registry", "splits", "draws", "described"}
 _REGISTERED: dict[str, Task] = {}
 _FILES: dict[Path, tuple[str, ...]] = {}
 

@@ -41,7 +41,7 @@ def products(things: int) -> np.ndarray:
     question="Is a state tracked that no shortcut gives, one step after the other?",
     source="Merrill, Petty & Sabharwal 2024, arXiv 2404.08819",
     dials={
-        "length": Dial(16, LENGTHS, 4, 8192, "positions"),
+        "length": Dial(16, LENGTHS, 4, 4096, "positions"),
         "things": Dial(5, (3, 4, 5), 3, 5, "things that are shuffled"),
     },
     swept="length",

@@ -114,7 +114,7 @@ def test_diff_shows_only_what_differs(cli: Cli, finished: Path, recipe: str, tmp
     assert "0.01" in cli("diff", finished, tmp_path / "other").out
 
 
-@pytest.mark.parametrize("what", ["architectures", "instruments", "recipes", "corpora", "settings"])
+@pytest.mark.parametrize("what", ["architectures", "instruments", "tasks", "recipes", "corpora", "settings"])
 def test_list_shows_what_there_is(what: str, cli: Cli) -> None:
     rows = json.loads(cli("list", what, "--json").out)[what]
     assert rows
