@@ -36,7 +36,7 @@ def skills(
         ),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Two values of each dial, one setting of the optimiser, 2 seeds: minutes.")
+        bool, typer.Option("--quick", help="One value of each dial, one setting of the optimiser, 2 seeds: minutes.")
     ] = False,
     match: Annotated[str, typer.Option(help="What is made equal: parameters, state (and parameters), none.")] = (
         "parameters"
