@@ -38,7 +38,7 @@ def _check(hops: int, pairs: int, vocabulary: int, **_: Any) -> None:
     source="Arora et al. 2023, arXiv 2312.04927",
     dials={
         "hops": Dial(2, (1, 2, 3, 4), 1, 16, "look-ups in a row"),
-        "pairs": Dial(8, (8, 16, 32), 4, 512, "pairs to hold"),
+        "pairs": Dial(6, (6, 12, 24), 4, 512, "pairs to hold"),
         "vocabulary": Dial(32, (32, 64, 128), 8, 65536, "different tokens"),
     },
     swept="hops",

@@ -36,7 +36,7 @@ def _check(pairs: int, vocabulary: int, **_: Any) -> None:
     source="Arora et al. 2023, arXiv 2312.04927",
     dials={
         "overwrites": Dial(2, (0, 1, 2, 4, 8), 0, 256, "new values of each key"),
-        "pairs": Dial(6, (3, 6, 12), 1, 256, "keys to hold"),
+        "pairs": Dial(3, (3, 6, 12), 1, 256, "keys to hold"),
         "vocabulary": Dial(32, (32, 64, 128), 16, 65536, "keys and values, half each"),
     },
     swept="overwrites",

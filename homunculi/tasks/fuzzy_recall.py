@@ -38,7 +38,7 @@ def _check(pairs: int, vocabulary: int, **_: Any) -> None:
     source="Poli et al. 2024, arXiv 2403.17844",
     dials={
         "motif": Dial(2, (1, 2, 3), 1, 4, "most tokens of a key or value"),
-        "pairs": Dial(6, (3, 6, 12), 1, 256, "pairs to hold"),
+        "pairs": Dial(3, (3, 6, 12), 1, 256, "pairs to hold"),
         "vocabulary": Dial(32, (32, 64, 128), 8, 4096, "tokens of keys and values, half each"),
     },
     swept="motif",

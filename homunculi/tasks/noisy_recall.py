@@ -46,8 +46,8 @@ def _check(pairs: int, length: int, noise: float, vocabulary: int, **_: Any) -> 
     source="Poli et al. 2024, arXiv 2403.17844",
     dials={
         "noise": Dial(0.4, (0.2, 0.4, 0.6, 0.8), 0.0, 0.95, "share of the row that is noise"),
-        "pairs": Dial(6, (3, 6, 12), 1, 1024, "pairs to hold"),
-        "length": Dial(96, (96, 192, 384), 16, 8192, "positions"),
+        "pairs": Dial(3, (2, 3, 6, 12), 1, 1024, "pairs to hold"),
+        "length": Dial(64, (64, 128, 256), 16, 8192, "positions"),
         "vocabulary": Dial(32, (32, 64, 128), 8, 65536, "keys and values, half each"),
     },
     swept="noise",

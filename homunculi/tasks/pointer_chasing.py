@@ -40,9 +40,9 @@ def _check(steps: int, arrows: int, vocabulary: int, **_: Any) -> None:
     question="Are as many steps taken as the question asks for?",
     source="this laboratory",
     dials={
-        "steps": Dial(4, (1, 2, 4, 8), 1, 64, "most steps of a question"),
-        "arrows": Dial(18, (18, 32), 8, 512, "arrows to hold"),
-        "vocabulary": Dial(32, (32, 64), 8, 4096, "different tokens"),
+        "steps": Dial(3, (1, 2, 3, 4), 1, 64, "most steps of a question"),
+        "arrows": Dial(9, (9, 16), 4, 512, "arrows to hold"),
+        "vocabulary": Dial(16, (16, 32, 64), 8, 4096, "different tokens"),
     },
     swept="steps",
     vocabulary=lambda vocabulary, **_: vocabulary + _FIRST,
@@ -50,7 +50,7 @@ def _check(steps: int, arrows: int, vocabulary: int, **_: Any) -> None:
     chance=lambda vocabulary, **_: 1 / vocabulary,
     ceiling=lambda **_: 1.0,
     ngram=lambda vocabulary, **_: 1 / (vocabulary - 1),
-    beyond={"steps": (12, 16)},
+    beyond={"steps": (6, 8)},
     check=_check,
 )
 def generate(
