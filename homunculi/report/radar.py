@@ -64,7 +64,8 @@ def _rings(n: int) -> Iterator[Html]:
     for ring in RINGS:
         yield element("polygon", points=_points([ring] * n), class_="ring")
         x, y = _place(0, n, ring)
-        yield element("text", f"{ring:g}", x=x + 4, y=y - 3)
+        if ring < 1:  # there stands a name
+            yield element("text", f"{ring:g}", x=x + 4, y=y - 3)
 
 
 def _spokes(spokes: Sequence[Spoke]) -> Iterator[Html]:

@@ -304,8 +304,8 @@ def _depth(record: Record) -> Html | None:
     if not found:
         return None
     note = (
-        "Needed: sequential steps that an answer takes. Left: accuracy when every token is given so many passes, a "
-        "line for each needed depth. Below: passes that the model's router chose at these positions."
+        "Needed: sequential steps that an answer takes. Curves: accuracy when every token is given so many passes, "
+        "a line for each needed depth. Below: passes that the model's router chose at these positions."
     )
     return join([element("p", note, class_="note"), *found])
 
@@ -321,7 +321,7 @@ def _one_depth(record: Record, one: Mapping[str, Any], place: int) -> Html:
             for i, n in enumerate(needed)
         ]
         plot = Plot(f"d-{place}", f"{title}: accuracy by forced passes", "passes", "accuracy", series, SMALL, "zero")
-        figure = element("figure", draw(plot), legend(series))
+        figure = element("div", element("figure", draw(plot), legend(series)), class_="pair")
     return join([element("h3", element("bdi", title)), figure, _depth_table(one, needed)])
 
 
