@@ -166,3 +166,13 @@ def test_one_score_can_be_asked_for_by_itself(tmp_path: Path) -> None:
     battery = begin(tmp_path, settings).carry_out()
     own = next(one for one in battery["scores"] if one["architecture"] == "gpt")
     assert own["seeds"]["1"] == found
+
+
+def test_a_place_stays_with_its_architecture_and_others_take_what_nobody_has() -> None:
+    loop = points([side("recursive")], ask(["parity"], DIALS), SETTINGS)
+    cells = [*curve()[0].grid, *loop[0].grid]
+    queue = pool._Queue(list(cells), len(cells))
+    order = [(place, queue.take(place, last)) for place, last in ((0, ""), (1, ""), (0, "gpt"), (1, "recursive"))]
+    taken = [(place, cell.model["architecture"]) for place, cell in order if cell is not None]
+    assert taken == [(0, "gpt"), (1, "recursive"), (0, "gpt"), (1, "recursive")]
+    assert queue.take(0, "gpt") is None

@@ -61,12 +61,14 @@ class _Queue:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, place: int, last: str) -> Cell | None:
-        """The next cell of the architecture that this place had last, else the first that waits."""
+        """The next cell of the architecture that this place had last, else of one that no place has, else any."""
         with self.lock:
             if self.stopped or not self.waiting:
                 return None
-            same = (i for i, cell in enumerate(self.waiting) if cell.model["architecture"] == last)
-            cell = self.waiting.pop(next(same, 0))
+            taken = {cell.model["architecture"] for cell in self.running.values()}
+            waiting = [cell.model["architecture"] for cell in self.waiting]
+            others = (i for i, name in enumerate(waiting) if name not in taken)
+            cell = self.waiting.pop(waiting.index(last) if last in waiting else next(others, 0))
             self.running[place] = cell
             return cell
 

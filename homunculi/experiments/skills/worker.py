@@ -40,8 +40,6 @@ def main() -> None:
     """``worker FOLDER DEVICE``. The real output is kept for answers: whatever prints meanwhile goes to the log."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    if "OMP_NUM_THREADS" in os.environ:
-        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     torch.set_float32_matmul_precision("highest")
     work(Path(sys.argv[1]), torch.device(sys.argv[2]), sys.stdin, answers)
 
