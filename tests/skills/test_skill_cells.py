@@ -78,7 +78,9 @@ def test_only_counted_positions_have_targets() -> None:
 @pytest.mark.parametrize("name", ["ncn", "recursive", "homunculi"])
 def test_all_architectures_are_made_equal_in_parameters(name: str) -> None:
     settings = replace(QUICK, frame=Frame())
-    cell = points([side(name, settings.frame)], ask(["recall"], {"length": "64", "pairs": "4"}), settings)[0].grid[0]
+    cell = points(
+        [side(name, settings.frame)], ask(["recall"], {"length": "64", "pairs": "4", "vocabulary": "64"}), settings
+    )[0].grid[0]
     config = configuration(cell.model)
     assert abs(parameters_of(config) / settings.frame.parameters - 1) <= 0.01
     assert config.vocab_size == 65
@@ -106,7 +108,9 @@ def test_a_plain_transformer_of_the_frame_is_its_own_measure() -> None:
 @pytest.mark.parametrize("name", ["recursive", "homunculi"])
 def test_state_is_made_equal_at_the_length_of_the_task(name: str) -> None:
     settings = replace(QUICK, frame=Frame(match="state"))
-    cell = points([side(name, settings.frame)], ask(["recall"], {"length": "64", "pairs": "4"}), settings)[0].grid[0]
+    cell = points(
+        [side(name, settings.frame)], ask(["recall"], {"length": "64", "pairs": "4", "vocabulary": "64"}), settings
+    )[0].grid[0]
     assert abs(state_bytes(configuration(cell.model), 64) / settings.frame.state_bytes(64) - 1) <= 0.15
 
 
@@ -135,7 +139,7 @@ def test_impossible_tasks_and_dials_are_refused(tasks: list[str], dials: dict[st
 
 def test_more_pairs_than_the_length_allows_are_refused_before_anything_is_trained() -> None:
     with pytest.raises(InputError, match=r"recall\.pairs"):
-        points([side("gpt", TINY.frame)], ask(["recall"], {"length": "64", "pairs": "4,32"}), TINY)
+        points([side("gpt", TINY.frame)], ask(["recall"], {"length": "64", "pairs": "4,32", "vocabulary": "64"}), TINY)
 
 
 def test_a_sweep_may_be_given_and_a_quick_one_is_shorter() -> None:

@@ -28,9 +28,9 @@ def model_of(name: str, **own: Any) -> LanguageModel:
     return get(name).model_type(config)
 
 
-def examples(**dials: Any) -> Examples:
+def examples() -> Examples:
     task = registry.get("pointer_chasing")
-    return task.generate(np.random.default_rng(0), 16, split="test", **dials)
+    return task.generate(np.random.default_rng(0), 16, split="test", steps=4, arrows=18, vocabulary=32)
 
 
 def test_a_model_without_a_choice_has_no_depth_and_a_task_without_steps_asks_for_none() -> None:
