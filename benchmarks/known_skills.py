@@ -83,7 +83,7 @@ CASES = {
     ),
     "depth": Case(
         "a loop answers questions of several steps better the more passes it is given, up to those it was trained with",
-        {"loop": Model("pointer_chasing", {"steps": "2", "arrows": "18"}, 8000, architecture="recursive")},
+        {"loop": Model("pointer_chasing", {"steps": "2", "arrows": "9"}, 8000, architecture="recursive")},
         lambda found: found["loop"]["depth"]["forced"][2]["accuracy"] > found["loop"]["depth"]["forced"][0]["accuracy"],
     ),
 }
