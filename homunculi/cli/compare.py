@@ -43,6 +43,9 @@ def compare(
     baselines: Annotated[
         bool | None, typer.Option(help="Count models of the same text; default: up to 30 M tokens.")
     ] = None,
+    skills: Annotated[
+        str, typer.Option(help="Tasks that small models of all sides are scored at too, as recall,copy.")
+    ] = "",
     folder: Annotated[Path | None, typer.Option(help="Of the comparison; alone, it goes on.")] = None,
     on: Annotated[str, typer.Option(help="Where runs go: local; ray.")] = "local",
     certify_only: Annotated[
@@ -65,6 +68,7 @@ def compare(
         at_once=at_once,
         device=device,
         baselines=baselines,
+        skills=_tasks(skills),
         folder=folder,
         command=_command(words),
     )
@@ -135,6 +139,16 @@ def _factors(tune: str) -> tuple[float, ...] | None:
         return tuple(float(word) for word in tune.split(",")) if tune else None
     except ValueError:
         raise InputError(f"--tune: {tune} is no list of factors; write such as 0.5,1,2") from None
+
+
+def _tasks(skills: str) -> tuple[str, ...]:
+    """Names of tasks, which all exist."""
+    from homunculi.tasks import registry
+
+    names = tuple(word.strip() for word in skills.split(",") if word.strip())
+    for name in names:
+        registry.get(name)
+    return names
 
 
 def wanted_sides(words: list[str], folder: Path | None) -> list[Wanted]:
@@ -283,7 +297,7 @@ def _finish(comparison: Comparison, as_json: bool) -> None:
     """The conclusions, and the exit code that goes with them."""
     from homunculi.cli.terminal import print_result
     from homunculi.errors import CheckFailed, Diverged, HomunculiError
-    from homunculi.experiments.comparison import pairs, written
+    from homunculi.experiments.comparison import METRIC, pairs, written
 
     if as_json:
         print_result(json.dumps(result_of(comparison)))
@@ -301,7 +315,7 @@ def _finish(comparison: Comparison, as_json: bool) -> None:
             f"{len(crashed)} runs failed, the first {comparison.folder / crashed[0]['run']}: {crashed[0]['reason']}; "
             f"homunculi compare --folder {comparison.folder} tries them again"
         )
-    without = [pair for pair in pairs(comparison) if pair["verdict"] is None]
+    without = [pair for pair in pairs(comparison) if pair["verdict"] is None and pair["metric"] == METRIC]
     if without:
         raise Diverged(f"{without[0]['b']} against {without[0]['a']}: no verdict, too many runs diverged")
 

@@ -26,6 +26,7 @@ VERBS = (
     "ablate",
     "scale",
     "scan",
+    "skills",
     "report",
     "serve",
     "bench",

@@ -28,6 +28,7 @@ from homunculi.experiments.execution import Execution, Planned, Reporter
 from homunculi.experiments.fleet import Launch, launch_here
 from homunculi.experiments.matching import Matched, check_comparable, matched
 from homunculi.experiments.side_by_side import Work, side_by_side
+from homunculi.experiments.skills.beside import measure_skills
 from homunculi.experiments.slots import devices_for, slots
 from homunculi.report.comparison import write_comparison_report
 from homunculi.runs import clock
@@ -66,6 +67,7 @@ class Request:
         seeds: how many. match: any of parameters, flops, tokens.
         factors: of the learning rate, to be tried on each side; empty: every recipe keeps its own.
         at_once: processes on each device; 0 is automatic.
+        skills: tasks that small models of all sides are scored at beside (`homunculi.experiments.skills`).
         baselines: whether count models read the same text; None: where it has at most 30 M tokens.
         folder: None: one under the root of runs that follows from the sides.
         command: kept in the record.
@@ -78,6 +80,7 @@ class Request:
     at_once: int = 0
     device: str = "auto"
     baselines: bool | None = None
+    skills: tuple[str, ...] = ()
     folder: Path | None = None
     command: str = ""
 
@@ -147,6 +150,7 @@ def _carry_out(execution: Execution, plan: Plan, request: Request) -> Work[None]
     yield from execution.train()
     if request.baselines is not False:
         execution.measure_baselines(plan.text, always=request.baselines is True)
+    measure_skills(execution, request.skills)
 
 
 def certify_sides(request: Request, reporter: Reporter) -> list[Side]:

@@ -26,6 +26,7 @@ from homunculi.runs.directory import open_run
 FORMAT = 1
 RECORD = "comparison.json"
 METRIC, COLUMN = "val/bpb", "val_bpb"
+SKILL = "skill/"  # how metrics of tasks begin
 NOTHING = "no difference shown"
 LEVEL, ALPHA = 0.95, 0.05
 CLAIM_SEEDS = 5
@@ -87,6 +88,7 @@ class Comparison:
         seeds: of the runs. factors: of the learning rate that are tried first, empty for none.
         sides: the first one is what the others are compared with.
         data: corpus, hash and counts of the text.
+        skills: scores of small models of the sides (`homunculi.experiments.skills`), an entry a side, seed and task.
         tuning, runs, baselines: entries as in comparison.json. failed: runs that did not end, with their last message.
         refused: sides and runs that are not ranked, each with the reason.
     """
@@ -104,6 +106,7 @@ class Comparison:
     failed: list[Json] = field(default_factory=list)
     baselines: list[Json] = field(default_factory=list)
     refused: list[Json] = field(default_factory=list)
+    skills: list[Json] = field(default_factory=list)
 
     @property
     def ranked(self) -> list[Side]:
@@ -190,15 +193,32 @@ def read_run(folder: Path, side: str, seed: int) -> Json:
 def pairs(comparison: Comparison) -> list[Json]:
     """Every other ranked side against the first ranked one, over the seeds that both have finished.
 
-    The p values of all pairs are judged together (Holm), those of the ends and those of the areas apart. With fewer
-    than two seeds a pair has no interval and no verdict.
+    The p values of all pairs are judged together (Holm), those of the ends, of the areas and of the skills apart. With
+    fewer than two seeds a pair has no interval and no verdict. Pairs of skills have a `metric` of their own, which is
+    better where it is higher, and come last.
     """
     names = [side.name for side in comparison.ranked]
     found = [_pair(comparison, names[0], name) for name in names[1:]]
     found = [pair for pair in found if pair["n"] or pair["failed"]["a"] or pair["failed"]["b"]]
     _judge(found)
     _judge([pair["area"] for pair in found if pair["area"] is not None])
-    return found
+    tasks = dict.fromkeys(entry["task"] for entry in comparison.skills)
+    skilled = [_skill_pair(comparison, names[0], name, task) for name in names[1:] for task in tasks]
+    _judge(skilled, lower_is_better=False)
+    return found + skilled
+
+
+def _skill_pair(comparison: Comparison, a: str, b: str, task: str) -> Json:
+    of_a, of_b = (
+        {one["seed"]: one["score"] for one in comparison.skills if (one["side"], one["task"]) == (name, task)}
+        for name in (a, b)
+    )
+    seeds = [seed for seed in of_a if seed in of_b]
+    values = [[of[seed] for seed in seeds] for of in (of_a, of_b)]
+    differences = [y - x for x, y in zip(*values, strict=True)]
+    named = {"a": a, "b": b, "metric": SKILL + task, "seeds": seeds, "differences": differences}
+    rest: Json = {"points": [], "area": None, "tokens_to_reach": None, "failed": {"a": 0, "b": 0}}
+    return named | _described(*values) | rest
 
 
 def _pair(comparison: Comparison, a: str, b: str) -> Json:
@@ -230,12 +250,13 @@ def _interval_json(interval: Interval) -> Json:
     return {one.name: getattr(interval, one.name) for one in fields(interval)}
 
 
-def _judge(found: list[Json]) -> None:
+def _judge(found: list[Json], lower_is_better: bool = True) -> None:
     """Put adjusted p and verdict into descriptions that have an interval; None into the others."""
     judged = [one for one in found if one["p"] is not None]
     for one, adjusted in zip(judged, holm([one["p"] for one in judged]) if judged else [], strict=True):
         interval = Interval(*(one[part.name] for part in fields(Interval)))
-        one |= {"adjusted_p": adjusted, "verdict": verdict(interval, alpha=ALPHA, adjusted_p=adjusted)}
+        said = verdict(interval, lower_is_better=lower_is_better, alpha=ALPHA, adjusted_p=adjusted)
+        one |= {"adjusted_p": adjusted, "verdict": said}
     for one in found:
         one.setdefault("adjusted_p", None)
         one.setdefault("verdict", None)
@@ -298,6 +319,8 @@ def written(comparison: Comparison) -> list[str]:
 
 def _sentences(pair: Json, comparison: Comparison) -> list[str]:
     a, b, n = pair["a"], pair["b"], pair["n"]
+    if pair["metric"].startswith(SKILL):
+        return [_skill_sentence(pair)]
     if pair["verdict"] is None:
         return [f"{b} against {a}: no verdict; {n} seeds have ended on both sides, and 2 are needed"]
     mean = fmean(run[COLUMN][-1] for run in comparison.runs_of(a).values())
@@ -314,6 +337,16 @@ def _sentences(pair: Json, comparison: Comparison) -> list[str]:
     if reach := _reach_sentence(pair):
         lines.append(reach)
     return lines
+
+
+def _skill_sentence(pair: Json) -> str:
+    """What a small model of b can do more or less often than one of a."""
+    a, b, task = pair["a"], pair["b"], pair["metric"].removeprefix(SKILL)
+    if pair["verdict"] is None:
+        return f"{b} against {a} at {task}: no verdict; 2 seeds are needed"
+    said = f"{b} and {a}: {NOTHING}" if pair["verdict"] == NOTHING else f"{b} is {pair['verdict']} than {a}"
+    spread = f"{pair['difference']:+.3f} accuracy ({pair['low']:.3f} … {pair['high']:.3f})"
+    return f"{said} at {task}: {spread}, n = {pair['n']}, {_p(pair)}"
 
 
 def _pace(verdict: str, a: str, b: str) -> str:

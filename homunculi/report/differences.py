@@ -133,7 +133,11 @@ def verdicts(pairs: Sequence[Pair], mean_of: Callable[[str], float | None]) -> H
     """What was found, a sentence a pair. `mean_of` gives a side's mean, from which the percentages are."""
     if not pairs:
         return None
-    items = [element("li", _sentence(pair, mean_of(pair.a)), class_=_LOOKS.get(pair.verdict, "c7")) for pair in pairs]
+    means = [mean_of(pair.a) if pair.metric in UNITS else None for pair in pairs]
+    items = [
+        element("li", _sentence(pair, mean), class_=_LOOKS.get(pair.verdict, "c7"))
+        for pair, mean in zip(pairs, means, strict=True)
+    ]
     rest = items[_OPEN_VERDICTS:]
     few = sorted({int(n) for pair in pairs if (n := pair.values["n"]) is not None and n < CLAIM_SEEDS})
     warning = f"With fewer than {CLAIM_SEEDS} seeds this is a first look and no claim." if few else None

@@ -14,8 +14,8 @@ from homunculi.report.scales import ROOM, Scale, linear_scale, log_scale
 Point = tuple[float, float | None]
 
 COLOURS = 8
-_DASHES = (None, "7 4", "2 3", "11 4 2 4", "4 2")
-_MARKERS = (
+DASHES = (None, "7 4", "2 3", "11 4 2 4", "4 2")
+MARKERS = (
     "M-3.2 0a3.2 3.2 0 1 0 6.4 0a3.2 3.2 0 1 0 -6.4 0z",
     "M-2.9 -2.9h5.8v5.8h-5.8z",
     "M0 -3.8l3.6 6.4h-7.2z",
@@ -188,7 +188,7 @@ def _lines(series: Sequence[Series], frame: _Frame, style: str) -> Iterator[Html
     for line in series:
         if line.style == style:
             pieces = [element("polyline", points=points) for points in _pieces(line.points, frame)]
-            dash = None if style == "faint" else _DASHES[line.look % len(_DASHES)]
+            dash = None if style == "faint" else DASHES[line.look % len(DASHES)]
             plain = style in _UNNAMED or (style == "line" and alone and len(line.points) > _MARKS)
             marks = None if plain else _marks(line, frame)
             name = None if style == "faint" else line.name
@@ -216,7 +216,7 @@ def _marks(line: Series, frame: _Frame) -> Html | None:
     if line.style != "marked" or len(drawn) > _ALL_MARKS:
         every = max(1, len(drawn) // _MARKS)
         drawn = drawn[(line.look * every // 3) % every :: every] if len(drawn) > 1 else drawn
-    shape = _MARKERS[line.look % len(_MARKERS)]
+    shape = MARKERS[line.look % len(MARKERS)]
     return join(element("path", d=shape, transform=f"translate({frame.x(x):g} {frame.y(y):g})") for x, y in drawn)
 
 
@@ -228,9 +228,9 @@ def _crosses(frame: _Frame, breaks: Sequence[float]) -> Iterator[Html]:
 
 
 def _swatch(line: Series) -> Html:
-    dash = _DASHES[line.look % len(_DASHES)]
+    dash = DASHES[line.look % len(DASHES)]
     stroke = element("polyline", points="1,7 37,7")
-    marker = element("path", d=_MARKERS[line.look % len(_MARKERS)], transform="translate(19 7)")
+    marker = element("path", d=MARKERS[line.look % len(MARKERS)], transform="translate(19 7)")
     group = element("g", stroke, marker, class_=f"c{line.look % COLOURS} line", stroke_dasharray=dash)
     return element("svg", group, viewBox="0 0 38 14", width="38", height="14", aria_hidden="true")
 
