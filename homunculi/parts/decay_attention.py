@@ -5,7 +5,8 @@ before it is written, z_t = q_tᵀ S_t (linear attention, Katharopoulos et al. 2
 
 Long rows with narrow keys are cut into chunks of S tokens: inside a chunk a triangular product, between chunks the
 memory at their borders, which is again such a sum over chunks, with the decay a^S. Wide keys would make memories larger
-than the scores, so there the scores are computed, without those of the future.
+than the scores, so there the scores are computed. Adding up the gradients of many pieces costs more than the scores of
+the future do, so pieces are large.
 
 Legend: B batch, H heads, T positions, K key width, J value width, N chunks, S tokens a chunk.
 """
@@ -22,7 +23,7 @@ from torch import Tensor
 from .readable import Reading
 
 CHUNK = 64
-ROWS = 256  # of scores at a time
+ROWS = 1024  # of scores at a time
 
 
 @dataclass(slots=True)

@@ -1,7 +1,8 @@
 """A readable model that compares and passes on whole states, and whose words act on each other through a few channels.
 
-x += s_a · o · decay(q ⊙ u, k ⊙ u, u), then x += s_m · o′ · act(u U Wᵀ + d ⊙ u + b), u = rms(x) anew each time. The keys
-and the values of its memory are the state itself: what it passes on is what was read, word for word.
+x += s_a · o · decay(q ⊙ k ⊙ u, u, u), then x += s_m · o′ · act(u U Wᵀ + d ⊙ u + b), u = rms(x) anew each time. The keys
+and the values of its memory are the state itself: what it passes on is what was read, word for word. (Two factors, q of
+queries and k of keys, are learned; only their product acts.)
 Published as v8 of the vocabulary-space models.
 
 Legend: B batch, T positions, V vocabulary, R rank.
@@ -64,8 +65,8 @@ class Step(Holding):
     def forward(self, x_BTV: Tensor, taps: TapPoint, reading: Reading) -> Tensor:
         x_BTV, dtype = taps("resid_pre", x_BTV), x_BTV.dtype
         u_BTV = rms(x_BTV)
-        q_BTV, k_BTV = (taps(f"attn.{n}", (u_BTV * m).to(dtype)) for n, m in (("q", self.q_V), ("k", self.k_V)))
-        v_BTV = taps("attn.v", u_BTV)
+        q_BTV = taps("attn.q", (u_BTV * (self.q_V * self.k_V)).to(dtype))  # both factors meet in the product
+        k_BTV, v_BTV = taps("attn.k", u_BTV), taps("attn.v", u_BTV)
         z_BTV = taps("attn.z", self.attend(q_BTV, k_BTV, v_BTV, reading))
         x_BTV = x_BTV + taps("attn.out", (self.scale * self.out_scale).to(dtype) * z_BTV)
         x_BTV = taps("resid_mid", x_BTV)
