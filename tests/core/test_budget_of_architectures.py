@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -15,7 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from homunculi import models
+from homunculi.core.held import holding
 from homunculi.core.model import LanguageModel
+from homunculi.parts.causal_conv import CausalConv
+from homunculi.parts.readable import ReadableModel
 from homunculi.parts.routers import RoutingOptions
 from homunculi.train.loss import TrainingLoss
 
@@ -71,22 +74,25 @@ pytestmark = pytest.mark.parametrize(("name", "config"), CASES)
 
 
 class ProductsWithWeights(TorchDispatchMode):
-    """Counts multiply-adds of matrix products of which one side is made of parameters only."""
+    """Counts multiply-adds of products of which one side is learned: parameters, or made of them and constants."""
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__()
-        self.weights = WeakTensorKeyDictionary(dict.fromkeys(model.parameters(), True))
+        self.learned = WeakTensorKeyDictionary(dict.fromkeys(model.buffers(), False))  # False: a constant
+        self.learned.update(dict.fromkeys(model.parameters(), True))
         self.n = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         out = func(*args, **(kwargs or {}))
-        from_weights = [t in self.weights for t in given]
-        if given and all(from_weights):
-            self.weights.update({t: True for t in tree_leaves(out) if isinstance(t, Tensor)})
+        if given and all(t in self.learned for t in given):
+            is_learned = any(self.learned[t] for t in given)
+            self.learned.update({t: is_learned for t in tree_leaves(out) if isinstance(t, Tensor)})
         elif func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm):
             left = given[-2]
-            self.n += out.numel() * left.shape[-1] if any(from_weights[-2:]) else 0
+            self.n += out.numel() * left.shape[-1] if any(self.learned.get(t, False) for t in given[-2:]) else 0
+        elif func.overloadpacket == torch.ops.aten.convolution:
+            self.n += out.numel() * given[1][0].numel()
         return out
 
 
@@ -106,6 +112,10 @@ def test_parameters_are_those_stored_and_token_tables_those_of_the_vocabulary(
     stored = dict(model.named_parameters())
     budget = model.budget()
     assert budget.parameters == sum(p.numel() for p in stored.values())
+    if isinstance(model, ReadableModel):  # its maps have a row a word, and act on states all the same
+        tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+        assert budget.embedding_parameters == sum(table.numel() for table in tables)
+        return
     assert budget.embedding_parameters == sum(p.numel() for p in stored.values() if SIZES["vocab_size"] in p.shape)
     assert 0 < budget.embedding_parameters < budget.parameters
 
@@ -115,30 +125,41 @@ def test_flops_and_executed_parameters_of_a_sequence_are_those_counted(
     name: str, config: dict[str, Any], n_tokens: int
 ) -> None:
     model = build(name, config).eval()
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(random_ids(1, n_tokens))
+    products = ProductsWithWeights(model)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), holding(model):
+        with products:
+            model(random_ids(1, n_tokens))  # makes what is made of weights alone, which costs no token anything
+        products.n = 0
+        with FlopCounterMode(display=False) as counter:
+            model(random_ids(1, n_tokens))
+        with products:
+            model(random_ids(1, n_tokens))
     budget = model.budget(n_tokens)
     total = counter.get_total_flops() / n_tokens
-    constant = model.controller.from_controls.weight.numel() if config.get("n_controls") else 0  # on no token
-    assert budget.flops_per_token == pytest.approx(total - 2 * constant / n_tokens, rel=1e-4)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), ProductsWithWeights(model) as products:
-        model(random_ids(1, n_tokens))
+    assert budget.flops_per_token == pytest.approx(total, rel=1e-4)
+    constant = 0
     if name == "ncn_published":  # its pool acts once a row; the query of the pool is a weight
-        constant += SIZES["d_model"] * (SIZES["d_model"] + n_tokens)
+        constant = SIZES["d_model"] * (SIZES["d_model"] + n_tokens)
     assert budget.executed_parameters == pytest.approx((products.n - constant) / n_tokens, rel=1e-4)
 
 
 def test_training_costs_what_is_counted_forward_and_backward(name: str, config: dict[str, Any]) -> None:
     model, n_tokens = build(name, config).train(), 64
+    n_rows = 64 if isinstance(model, ReadableModel) else 2  # so that products of weights alone weigh little
     loss_of = TrainingLoss(model)
     for step in (1, 20, 40):
         model.before_update(step, 40)
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            losses = loss_of(random_ids(2, n_tokens + 1))
+            losses = loss_of(random_ids(n_rows, n_tokens + 1))
             torch.stack([losses.cross_entropy, *losses.terms.values()]).sum().backward()
-        counted = counter.get_total_flops() / (2 * n_tokens)
-        # What learns beside the stream sends nothing back into it, and constants take no gradient: a little less.
-        assert model.budget(n_tokens).training_flops_per_token == pytest.approx(counted, rel=0.03)
+        counted = counter.get_total_flops() / (n_rows * n_tokens)
+        told = model.budget(n_tokens).training_flops_per_token
+        if isinstance(model, ReadableModel):  # the first of few steps reads the token itself, which takes no gradient
+            has_convolution = any(isinstance(module, CausalConv) for module in model.modules())
+            assert counted > 0.8 * told
+            assert counted < 1.03 * told or has_convolution  # torch counts its gradient as if channels were mixed
+        else:  # what learns beside the stream sends nothing back into it, and constants take no gradient
+            assert told == pytest.approx(counted, rel=0.03)
 
 
 def test_cache_bytes_are_those_by_which_the_cache_grows(name: str, config: dict[str, Any]) -> None:
