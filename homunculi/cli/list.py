@@ -92,7 +92,8 @@ def _recipes(name: str) -> Rows:
     for known in recipe_names():
         module = importlib.import_module(f"homunculi_recipes.{known}")
         for function in vars(module).values():
-            if inspect.isfunction(function) and function.__module__ == module.__name__:
+            is_own = inspect.isfunction(function) and function.__module__ == module.__name__
+            if is_own and not function.__name__.startswith("_"):
                 name = known if function.__name__ == known else f"{known}:{function.__name__}"
                 described = (function.__doc__ or "").strip().splitlines()
                 rows.append({"name": name, "what": described[0] if described else ""})

@@ -45,10 +45,11 @@ MAY_DIFFER = (
     "checkpoint_every",
 )
 
-# Knobs in the order in which they are tried, each by itself. A width is turned in steps of 8.
-WIDTHS = ("d_mlp", "d_expert", "d_model")
+# Knobs in the order in which they are tried, each by itself. A width is turned in steps of 8; in models as wide as the
+# vocabulary, where one more costs as much as a word of each map, in steps of 1.
+WIDTHS = ("d_mlp", "d_expert", "d_model", "n_channels", "d_memory", "d_state", "d_slice", "rank")
 FINE = ("d_mlp", "d_expert")  # those that together bring a side nearer
-COUNTS = ("n_blocks", "n_slots", "n_shared", "n_experts")
+COUNTS = ("n_blocks", "n_slots", "n_shared", "n_experts", "n_steps")
 _REACH = 4  # how many times as large or as small a knob may become
 _NEIGHBOURS = 7  # values of a knob that a search over several knobs tries
 _FINE_NEIGHBOURS = 12  # the same where two feed-forward widths bring a side nearer
@@ -328,9 +329,10 @@ class Search:
 
 def turned(model: Any, knob: str) -> list[Any]:
     """Legal shapes that differ from `model` in one knob, by rising value; a width that is derived is about 4 times
-    `d_model`."""
-    middle = getattr(model, knob) or 4 * model.d_model
-    step = 8 if knob in WIDTHS else 1
+    `d_model`, or a quarter of the words where there is none."""
+    has_width = hasattr(model, "d_model")
+    middle = getattr(model, knob) or (4 * model.d_model if has_width else max(1, model.vocab_size // 4))
+    step = 8 if knob in WIDTHS and has_width else 1
     low = step * max(1, math.ceil(middle / _REACH / step))
     shapes = (_legal(model, {knob: value}) for value in range(low, _REACH * middle + 1, step))
     return [shape for shape in shapes if shape is not None]

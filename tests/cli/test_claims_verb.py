@@ -58,7 +58,7 @@ def test_the_table_has_every_claim_with_its_verdict(cli: Cli, results: Path) -> 
     assert "own ends below off" in below[0] and "at small" in below[0] and "bits/byte of shuffled 1." in below[1]
     assert "supported" in rows["ncn-overhead"] and "1.562 %" in rows["ncn-overhead"]
     assert "not run" in rows["vocab-rank8"]
-    assert "    needs the vocabulary-space architectures" in lines
+    assert "    needs the verb mind: the battery of theory of mind" in lines
     assert lines[-1] == f"{len(claims())} claims: {len(claims()) - 2} not run, 2 supported"
 
 

@@ -42,6 +42,7 @@ IDS = {
     "loop": ["trained", "dynamic", "grow", "bandwidth"],
 }
 OTHERS = [
+    "vocab-shared-maps",
     "layer-pointers",
     "latent-thought",
     "bdh-parity",

@@ -54,37 +54,41 @@ def memorises(side: str, than: str, ladder: Sequence[str]) -> Rule:
     return rule
 
 
-def leaps_more(side: str, than: str, pairs: Sequence[tuple[str, str]]) -> Rule:
+def leaps_more(side: str, than: str, settings: Sequence[str], parts: Sequence[str]) -> Rule:
     """Over all settings together, a side's training loss leaps more often than another's. A run that diverged counts
     as one leap.
 
     Args:
-        pairs: sides at the same setting, the accused one first.
+        settings: ends of the names of sides at equal settings, such as rates.
+        parts: of the result.
     """
 
     def rule(evidence: Evidence) -> Finding:
-        part = evidence.main
-        if why := missing(part, [name for pair in pairs for name in pair if not part.diverged(name)]):
-            return Finding(INCONCLUSIVE, why)
-        figures: Json = {}
         found: list[tuple[float, float]] = []
-        for mine, other in pairs:
-            a, b = part.statistic(mine, LEAPS), part.statistic(other, LEAPS)
-            figures |= {f"leaps of {name}": sum(each.values()) for name, each in ((mine, a), (other, b))}
-            figures |= {f"diverged runs of {name}": n for name in (mine, other) if (n := part.diverged(name))}
-            figures |= {f"bits/byte of {name}": part.mean(name) for name in (mine, other) if part.ends(name)}
-            found += [(a.get(seed, 1.0), b.get(seed, 1.0)) for seed in sorted(a.keys() | b.keys())]
+        figures: Json = {}
+        for name in parts:
+            for setting in settings if name in evidence.parts else ():
+                pairs = _leaps(evidence.parts[name], side + setting, than + setting)
+                for i, who in enumerate((side, than)):
+                    figures[f"leaps of {who}{setting}, {name}"] = sum(pair[i] for pair in pairs)
+                found += pairs
         if len(found) < 2:
-            return Finding(INCONCLUSIVE, "fewer than 2 runs say how their training loss goes", figures=figures)
+            return Finding(INCONCLUSIVE, "fewer than 2 runs of both say how their training loss goes", figures=figures)
         interval = paired_interval([b for _, b in found], [a for a, _ in found], 0.95)
         more = "more" if interval.difference > 0 else "less"
         reason = f"the training loss of {side} leaps {abs(interval.difference):.2f} times a run {more} than {than}'s"
-        if interval.low > 0:
-            return said(SUPPORTED, reason, interval, min(len(part.ends(side)), interval.n), figures, "leaps a run")
-        verdict = REFUTED if interval.high < 0.5 else INCONCLUSIVE
+        verdict = SUPPORTED if interval.low > 0 else REFUTED if interval.high < 0.5 else INCONCLUSIVE
         return said(verdict, reason, interval, interval.n, figures, "leaps a run")
 
     return rule
+
+
+def _leaps(part: Part, mine: str, other: str) -> list[tuple[float, float]]:
+    """Leaps of both sides, seed by seed; a side that diverged where the other has a run leapt once."""
+    if (part.missing(mine) and not part.diverged(mine)) or (part.missing(other) and not part.diverged(other)):
+        return []
+    a, b = part.statistic(mine, LEAPS), part.statistic(other, LEAPS)
+    return [(a.get(seed, 1.0), b.get(seed, 1.0)) for seed in sorted(a.keys() | b.keys())]
 
 
 def _of_gaps(side: str, than: str, ends: Interval, gap: Interval) -> tuple[str, str]:
