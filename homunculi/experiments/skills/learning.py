@@ -21,6 +21,7 @@ from homunculi.experiments.skills.feed import judged, training_batches
 from homunculi.experiments.skills.graphs import captured
 from homunculi.experiments.skills.reading import DECODER, Decoder, SkillLoss, judge
 from homunculi.models import get
+from homunculi.parts.readable import ReadableModel
 from homunculi.tasks import registry
 from homunculi.tasks.registry import Task
 from homunculi.train.config import RunConfig, TrainConfig
@@ -118,8 +119,14 @@ def build(cell: Cell, task: Task) -> LanguageModel:
     torch.manual_seed(cell.seed)
     model = get(cell.model["architecture"]).model_type(config)
     if task.readout == "aggregate":
-        model.add_module(DECODER, Decoder(config.d_model, task.length(**cell.dials), config.vocab_size))
+        model.add_module(DECODER, Decoder(_width(model), task.length(**cell.dials), config.vocab_size))
     return model
+
+
+def _width(model: LanguageModel) -> int:
+    """Of its state."""
+    is_readable = isinstance(model, ReadableModel)
+    return int(model.config.vocab_size if is_readable else model.config.d_model)
 
 
 def _updater(model: LanguageModel, cell: Cell, device: torch.device) -> Updater:

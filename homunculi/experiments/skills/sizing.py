@@ -26,7 +26,7 @@ STATE_TOLERANCE = 0.15  # widths of heads come in steps
 _STATE_KNOBS = ("d_head", "n_kv_heads", "window", "d_model", "n_blocks")
 _DERIVED = ("n_kv_heads", "d_head", "d_mlp", "d_expert")
 _AT_MOST = {"n_experts": 4, "n_active": 1}
-_PLACEHOLDER = 64  # of a vocabulary and a context: parameters beside token tables do not follow from them
+_PLACEHOLDER = 64  # of a vocabulary and a context, until the task's are known
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +60,14 @@ def small(config: Any, frame: Frame) -> Any:
 
     A loop keeps its passes and becomes as short as it can be; of experts there are at most four, one for each token.
     """
-    wanted = {"d_model": frame.width, "n_blocks": frame.blocks, "n_heads": HEADS} | dict.fromkeys(_DERIVED, 0)
+    derived = [field.name for field in fields(config) if field.name in _DERIVED and field.default == 0]
+    wanted = {"d_model": frame.width, "n_blocks": frame.blocks, "n_heads": HEADS} | dict.fromkeys(derived, 0)
     wanted |= {"vocab_size": _PLACEHOLDER, "max_seq_len": _PLACEHOLDER}
     wanted |= {name: min(most, getattr(config, name, most)) for name, most in _AT_MOST.items()}
     present = {field.name for field in fields(config)}
-    shape = replace(config, **{name: value for name, value in wanted.items() if name in present})
+    shape = replace(
+        config, **{name: value for name, value in wanted.items() if name in present and _suits(config, name)}
+    )
     for n_slots in range(1, getattr(shape, "n_slots", 0)):
         try:
             shorter = replace(shape, n_slots=n_slots)
@@ -73,6 +76,11 @@ def small(config: Any, frame: Frame) -> Any:
         if getattr(shorter, "n_shared", 0) > 0:
             return shorter
     return shape
+
+
+def _suits(config: Any, name: str) -> bool:
+    """Whether a setting follows the frame: heads of a model without a width of its own are as they are."""
+    return name != "n_heads" or hasattr(config, "d_model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +109,7 @@ def fitted(side: Side, frame: Frame, vocabulary: int, lengths: tuple[int, int]) 
         InputError: no shape comes near enough.
     """
     length, longest = lengths
+    side = replace(side, config=replace(side.config, vocab_size=vocabulary))  # which is the width of some models
     shape = side.config
     if frame.match == "parameters":
         shape = _equal_parameters(side, frame)
