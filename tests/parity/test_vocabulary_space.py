@@ -52,7 +52,7 @@ def test_logits_and_states_are_the_originals(case: Reference) -> None:
     if len(ours) == len(states):
         for name, theirs in states.items():
             assert furthest(ours[int(name)], theirs) < 1e-5 * max(1.0, theirs.abs().max().item()), f"state {name}"
-    assert furthest(logits, case["logits"]) < max(1e-5, float(case.metadata["jitter_1e-6"]))
+    assert furthest(logits, case["logits"]) < 3e-5  # by how much two recomputations of the originals differ
 
 
 def test_losses_are_the_originals(case: Reference) -> None:

@@ -126,6 +126,8 @@ class Weights:
     def confirm(self, name: str, expected: Tensor) -> None:
         """Check that a tensor which follows from the configuration, where it is given, holds what follows.
 
+        Numbers are then taken over into `expected`, so that their rounding is that of the authors.
+
         Raises:
             InputError: it holds something else.
         """
@@ -134,6 +136,8 @@ class Weights:
         tensor = self.tensors[name]
         if tensor.shape != expected.shape or not torch.allclose(tensor.double(), expected.double(), atol=1e-5):
             raise InputError(f"weights: {name} is not what config says it is; leave it out, it is computed")
+        if expected.is_floating_point():
+            expected.copy_(tensor)
         self.used.add(name)
 
     def refuse_rest(self) -> None:
