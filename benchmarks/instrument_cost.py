@@ -32,7 +32,7 @@ from homunculi.train.config import RunConfig, config_to_json
 from homunculi.train.loop import finished_summary, train
 from homunculi.train.precision import resolve_device
 from homunculi.train.session import build_model, with_vocabulary
-from homunculi.train.watching import is_watched, probe_of
+from homunculi.train.watch_plan import is_watched, probe_of
 
 
 def run_once(config: RunConfig, watch: Any, folder: Path) -> dict[str, float]:

@@ -25,7 +25,7 @@ from homunculi.train.distributed import agreed_number, wait_for_all
 from homunculi.train.feed import Fed
 from homunculi.train.session import Session
 from homunculi.train.step import StepResult, Updater
-from homunculi.train.watching import is_watched
+from homunculi.train.watch_plan import is_watched
 
 
 def line_of(session: Session, step: int, result: StepResult) -> dict[str, Any]:

@@ -2,16 +2,16 @@
 
 At a step that is due the training thread copies the weights (their running mean, where evaluation uses it) into a
 second model, and goes on. A worker thread runs the probe batch through the copy, eagerly, hands what passed to the
-instruments, and writes what they found into the run. On a GPU the copy lies on the same device, and the worker has a
-stream of its own. There is one copy, so the next step that is due waits until the worker is done with it.
+instruments, and writes what they found into the run. On a GPU the copies lie on the same device, and the worker has a
+stream of its own. A step that is due waits where no copy is idle: on a CPU there is one.
 
 Training comes to the same bits with and without: nothing here draws a random number, or writes to the model.
 """
 
 from __future__ import annotations
 
-import copy
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
@@ -21,49 +21,26 @@ from threading import Thread
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from homunculi.core.model import LanguageModel
 from homunculi.instruments.observation import Observation, UpdateSeen
 from homunculi.instruments.observing import measure, observe, store, suitable
 from homunculi.instruments.registry import Instrument
 from homunculi.runs.directory import RunDirectory
 from homunculi.runs.measures import Stored, write_measurement
 from homunculi.settings import to_json
-from homunculi.text.batches import validation_windows
 from homunculi.text.shards import TokenisedText
 from homunculi.text.tokenizers import byte_lengths
 from homunculi.train.config import RunConfig
+from homunculi.train.copies import Copies
 from homunculi.train.step import Updater
+from homunculi.train.watch_plan import described, is_watched, probe_of
 
-_SHARE, _LEAST = 20, 100
-_ROW = 256
 _TRAINING, _WORKER = "perf/instruments_s", "perf/instruments_worker_s"
 
 Named = dict[str, Tensor]
-
-
-def cadence(config: RunConfig) -> int:
-    """Steps between measurements, beside the log-spaced ones."""
-    return config.instruments.every or max(_LEAST, config.steps // _SHARE)
-
-
-def is_watched(config: RunConfig, step: int) -> bool:
-    """Whether instruments read the model as it is after `step`; it follows from the configuration alone."""
-    if config.instruments.watch == "off":
-        return False
-    spaced = config.instruments.log_spaced and step & (step - 1) == 0
-    return step in (0, config.steps) or spaced or step % cadence(config) == 0
-
-
-def probe_of(text: TokenisedText, seq_len: int, n_tokens: int) -> Tensor:
-    """The first rows of the validation text, (B, T) with T of at most 256; as many as hold `n_tokens`, at least one."""
-    length = min(_ROW, seq_len, n_tokens)
-    windows = validation_windows(text.val, length, max(length, n_tokens))
-    rows = [window[:-1] for window in windows]
-    whole = [row for row in rows if len(row) == length] or rows[:1]
-    return torch.from_numpy(np.stack(whole))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +63,7 @@ class _Moment:
     """
 
     step: int
+    copy: LanguageModel
     trace: _Trace | None
     after: Named | None
     ready: torch.cuda.Event | None
@@ -140,8 +118,8 @@ class Watch:
     ) -> None:
         self.config, self.run, self.updater, self.text, self.on_message = config, run, updater, text, on_message
         self.instruments = list(instruments)
-        self.plan = _plan(config, instruments)
-        self.copy = copy.deepcopy(updater.model).eval()
+        self.plan = described(config, instruments)
+        self.copies = Copies(updater.model, updater.device)
         self.first = {name: p.detach().to("cpu", copy=True) for name, p in updater.model.named_parameters()}
         settings = config.instruments
         self.ids_BT = probe_of(text, config.model.max_seq_len, settings.probe_tokens).to(updater.device)
@@ -153,27 +131,25 @@ class Watch:
         self.processor_s = 0.0
         self._stream = torch.cuda.Stream(updater.device) if updater.device.type == "cuda" else None
         self._worker = ThreadPoolExecutor(1, "instruments", _compute_on_one_thread)
-        self._under_way: Future[None] | None = None
+        self._under_way: deque[tuple[int, Future[None]]] = deque()
         self._trace: _Trace | None = None
-        self._last = 0
         if self._reading("update"):
             updater.before_step = self._before_step
 
     # The training thread.
 
     def look(self, step: int) -> None:
-        """Have the model measured as it is after `step`, if that is due; waits for the measurement before it."""
+        """Have the model measured as it is after `step`, if that is due; waits until a copy is idle."""
         if not is_watched(self.config, step):
             return
         with self._counted(_TRAINING):
-            self._wait()
+            self._wait(self.copies.n - 1)
             try:
                 moment = self._copied(step)
             except Exception as error:  # a device without room for the copies
                 self._leave_out(self.instruments, step, error)
                 return
-            self._last = step
-            self._under_way = self._worker.submit(self._work, moment)
+            self._under_way.append((step, self._worker.submit(self._work, moment)))
             if not self.updater.settled or self.updater.device.type == "mps":  # which takes one thread at a time
                 self._wait()
 
@@ -207,14 +183,14 @@ class Watch:
         self.updater.before_step = None
         self._worker.shutdown(wait=True)
 
-    def _wait(self) -> None:
-        under_way, self._under_way = self._under_way, None
-        if under_way is None:
-            return
-        try:
-            under_way.result()
-        except Exception as error:  # of no single instrument
-            self._leave_out(self.instruments, self._last, error)
+    def _wait(self, n_left: int = 0) -> None:
+        """Until no more than that many measurements are under way."""
+        while len(self._under_way) > n_left:
+            step, under_way = self._under_way.popleft()
+            try:
+                under_way.result()
+            except Exception as error:  # of no single instrument
+                self._leave_out(self.instruments, step, error)
 
     def _before_step(self, step: int, lr: float, factors: Named) -> None:
         """Copy what instruments of an update read, before clipping changes the gradients and the step the weights."""
@@ -235,18 +211,27 @@ class Watch:
     def _copied(self, step: int) -> _Moment:
         trace, self._trace = self._trace, None
         trace = trace if trace is not None and trace.step == step else None
-        model, average = self.updater.model, self.updater.average
-        self.copy.before_update(max(1, step), self.config.steps)
-        self.copy.load_state_dict(model.state_dict())
-        after = None
-        if average is not None:
-            with torch.no_grad():
-                for name, parameter in self.copy.named_parameters():
-                    parameter.copy_(average[name])
-            after = _copies(dict(model.named_parameters())) if trace is not None else None
+        mine = self.copies.take()
+        try:
+            after = self._fill(mine, step, trace)
+        except Exception:
+            self.copies.give_back(mine)
+            raise
         on_device = self._stream is not None
         ready = torch.cuda.current_stream(self.updater.device).record_event() if on_device else None
-        return _Moment(step, trace, after, ready)
+        return _Moment(step, mine, trace, after, ready)
+
+    def _fill(self, mine: LanguageModel, step: int, trace: _Trace | None) -> Named | None:
+        """Copy the weights, or their running mean; of a trace then the weights themselves as well."""
+        model, average = self.updater.model, self.updater.average
+        mine.before_update(max(1, step), self.config.steps)
+        mine.load_state_dict(model.state_dict())
+        if average is None:
+            return None
+        with torch.no_grad():
+            for name, parameter in mine.named_parameters():
+                parameter.copy_(average[name])
+        return _copies(dict(model.named_parameters())) if trace is not None else None
 
     @contextmanager
     def _counted(self, key: str) -> Iterator[None]:
@@ -260,10 +245,13 @@ class Watch:
 
     def _work(self, moment: _Moment) -> None:
         processor = time.thread_time()
-        with self._counted(_WORKER), self._beside(moment), torch.no_grad():
-            self._measure_forward(moment)
-            if moment.trace is not None:
-                self._measure_update(moment, moment.trace)
+        try:
+            with self._counted(_WORKER), self._beside(moment), torch.no_grad():
+                self._measure_forward(moment)
+                if moment.trace is not None:
+                    self._measure_update(moment, moment.trace)
+        finally:
+            self.copies.give_back(moment.copy)
         self.processor_s += time.thread_time() - processor
 
     @contextmanager
@@ -281,7 +269,7 @@ class Watch:
         if not mine:
             return
         try:
-            seen = self._observe(mine, step)
+            seen = self._observe(mine, moment)
         except Exception as error:
             self._leave_out(mine, step, error)
             return
@@ -289,13 +277,13 @@ class Watch:
         for one in mine:
             self._keep(one, step, lambda one=one: measure([one], seen, tokens).get(one.name))  # type: ignore[misc]
 
-    def _observe(self, mine: list[Instrument], step: int) -> Observation:
+    def _observe(self, mine: list[Instrument], moment: _Moment) -> Observation:
         return observe(
-            self.copy,
+            moment.copy,
             self.ids_BT,
             [pattern for one in mine for pattern in one.taps],
             self.documents_BT,
-            step=step,
+            step=moment.step,
             pieces=self._pieces,
             byte_lengths=self._byte_lengths,
             encode=self.text.tokenizer.encode,
@@ -304,7 +292,7 @@ class Watch:
         )
 
     def _measure_update(self, moment: _Moment, trace: _Trace) -> None:
-        after = moment.after or {name: p.detach() for name, p in self.copy.named_parameters()}
+        after = moment.after or {name: p.detach() for name, p in moment.copy.named_parameters()}
         factors = {name: float(factor) for name, factor in trace.factors.items()}
         seen = UpdateSeen(trace.step, trace.lr, trace.gradients, trace.before, after, factors)
 
@@ -373,17 +361,6 @@ def begin_watch(
 def _random_numbers_kept(device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield
-
-
-def _plan(config: RunConfig, instruments: list[Instrument]) -> list[str]:
-    spaced = ", after 1, 2, 4, 8, … steps" if config.instruments.log_spaced else ""
-    names = [one.name for one in instruments]
-    lines = [
-        f"instruments  {', '.join(names)}",
-        f"measured     untrained{spaced}, every {cadence(config):,} steps and at the end",
-    ]
-    absent = [name for name in config.instruments.names if name not in names]
-    return [*lines, f"not measured {', '.join(absent)}: this model has nothing for it"] if absent else lines
 
 
 def _copies(named: Mapping[str, Tensor]) -> Named:

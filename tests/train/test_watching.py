@@ -9,6 +9,8 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,11 +32,11 @@ from homunculi.runs.measures import (
     read_measurement,
 )
 from homunculi.text.shards import prepare
-from homunculi.train import after, watching
+from homunculi.train import after, copies, watching
 from homunculi.train.checkpoint import checkpoints
 from homunculi.train.config import InstrumentsConfig, RunConfig, TrainConfig, config_from_json, config_to_json
 from homunculi.train.loop import finished_summary
-from homunculi.train.watching import is_watched, probe_of
+from homunculi.train.watch_plan import is_watched, probe_of
 
 Start = Callable[..., Any]
 Install = Callable[..., None]
@@ -207,6 +209,44 @@ def test_the_worker_reads_weights_that_do_not_move_under_it(tiny: RunConfig, sta
     for step, folder in checkpoints(run.path / "checkpoints").items():
         saved = read_weights(folder / "model.safetensors")
         assert sums[step] == pytest.approx(total(saved[name] for name in saved if "rope" not in name), rel=1e-5)
+
+
+def test_steps_wait_in_copies_of_their_own_while_the_worker_is_busy(
+    tiny: RunConfig, start: Start, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a copy for each step that is due, training ends before the first of them has been read; the values are
+    those of the one copy, whose steps wait for each other."""
+    names = InstrumentsConfig(names=("sum",))
+    install("sum", lambda seen: scalar(total(seen.model.parameters())))
+    expected = scalars(start(tiny, "one", instruments=names)[0], "sum")
+    training_ended = Event()
+
+    def measure(seen: Any) -> Measurement:
+        assert seen.step == 0 or training_ended.wait(60), "training waited for a measurement"
+        return scalar(total(seen.model.parameters()))
+
+    def finish(self: watching.Watch) -> None:
+        training_ended.set()
+        self._wait()
+
+    install("sum", measure)
+    monkeypatch.setattr(copies, "how_many", lambda model, device: len(DUE))
+    monkeypatch.setattr(watching.Watch, "finish", finish)
+    run, _ = start(tiny, instruments=names, eval_every=0, checkpoint_every=0, sample_every=0)
+    assert scalars(run, "sum") == expected and sorted(expected) == DUE
+
+
+def test_a_gpu_holds_as_many_copies_as_fit_into_a_tenth_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("gpt", vocab_size=64, d_model=16, n_blocks=1, n_heads=2, max_seq_len=8)
+    size = sum(p.nbytes for p in model.parameters()) + sum(b.nbytes for b in model.buffers())
+    told = {"total_memory": 40 * size * 3}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(**told))
+    assert copies.how_many(model, torch.device("cuda")) == 3
+    told["total_memory"] = 1
+    assert copies.how_many(model, torch.device("cuda")) == 1
+    told["total_memory"] = 10**15
+    assert copies.how_many(model, torch.device("cuda")) == copies.MOST
+    assert copies.how_many(model, torch.device("cpu")) == 1
 
 
 def test_the_mean_of_the_weights_is_measured_where_evaluation_uses_it(
