@@ -14,6 +14,7 @@ from homunculi.experiments.claims.evidence import (
     Json,
     Rule,
 )
+from homunculi.experiments.claims.skilled import battery, generalises_further, reaches_beyond_ngrams
 from homunculi.experiments.claims.training_curves import leaps_more, memorises
 from homunculi.experiments.claims.verdicts import all_better, beats, said
 
@@ -40,6 +41,16 @@ FAMILY = (
 )
 RANKS = (2, 4, 8, 16, 32, 64, 128)
 TOKENS = ("tokens",)
+# What makes the scores that two claims read.
+HOPS = (
+    "homunculi skills 'dense-1=vocab_dense_memory;model.n_steps=1;model.d_memory=32;model.d_mlp=64' "
+    "'dense-8=…;model.n_steps=8' "
+    "task=agreement,name_recall distance=6,16 seeds=3 steps=400 rows=32 lrs=3e-3 wds=0.1 --match none"
+)
+ALGORITHMS = (
+    "homunculi skills vocab_dense_memory vocab_shared_maps gpt recursive task=copy,reverse,add,parity tokens=8 "
+    "digits=4 length=16 seeds=3 steps=500 rows=32 lrs=3e-3 wds=0.1"
+)
 
 
 def _sides(*names: str) -> tuple[str, ...]:
@@ -109,8 +120,9 @@ def multihop() -> Claim:
         claim="several hops reach beyond n-grams",
         figure="an open question of the authors",
         check="agreement and recall over long distances by number of hops",
-        control="the ceiling of n-grams on each task",
-        needs="scores of the battery of skills in a stored result",
+        control="the ceiling of n-grams on each task; the same model with one hop",
+        rule=reaches_beyond_ngrams("dense-8", "dense-1", HOPS),
+        count=battery("skills_hops"),
     )
 
 
@@ -211,7 +223,8 @@ def algorithms() -> Claim:
         figure="a slogan",
         check="copying, reversing, adding, parity, on lengths beyond those of training",
         control="a plain and a recursive transformer",
-        needs="scores of the battery of skills in a stored result",
+        rule=generalises_further(("vocab_dense_memory", "vocab_shared_maps"), ("gpt", "recursive"), ALGORITHMS),
+        count=battery("skills_algorithms"),
     )
 
 
