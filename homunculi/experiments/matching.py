@@ -45,10 +45,11 @@ MAY_DIFFER = (
     "checkpoint_every",
 )
 
-# Knobs in the order in which they are tried, each by itself. A width is turned in steps of 8; in models as wide as the
-# vocabulary, where one more costs as much as a word of each map, in steps of 1.
+# Knobs in the order in which they are tried, each by itself. A width is turned in steps of 8; in models without
+# `d_model`, which are as wide as the vocabulary, where one more costs as much as a word of each map, in steps of 1.
 WIDTHS = ("d_mlp", "d_expert", "d_model", "n_channels", "d_memory", "d_state", "d_slice", "rank")
 FINE = ("d_mlp", "d_expert")  # those that together bring a side nearer
+DERIVED = {"d_mlp": "hidden_width", "d_slice": "slice_size"}  # where a model without `d_model` says what a 0 stands for
 COUNTS = ("n_blocks", "n_slots", "n_shared", "n_experts", "n_steps")
 _REACH = 4  # how many times as large or as small a knob may become
 _NEIGHBOURS = 7  # values of a knob that a search over several knobs tries
@@ -285,7 +286,7 @@ class Search:
             return
         axes = []
         for knob in knobs:
-            middle = getattr(start, knob)
+            middle = _present(start, knob)
             values = {middle, *(getattr(shape, knob) for shape in turned(start, knob))}
             axes.append(sorted((abs(math.log(value / middle)), value) for value in values)[:_NEIGHBOURS])
         for places in sorted(product(*axes), key=lambda places: sum(distance for distance, _ in places)):
@@ -328,14 +329,19 @@ class Search:
 
 
 def turned(model: Any, knob: str) -> list[Any]:
-    """Legal shapes that differ from `model` in one knob, by rising value; a width that is derived is about 4 times
-    `d_model`, or a quarter of the words where there is none."""
-    has_width = hasattr(model, "d_model")
-    middle = getattr(model, knob) or (4 * model.d_model if has_width else max(1, model.vocab_size // 4))
-    step = 8 if knob in WIDTHS and has_width else 1
+    """Legal shapes that differ from `model` in one knob, by rising value."""
+    middle = _present(model, knob)
+    step = 8 if knob in WIDTHS and hasattr(model, "d_model") else 1
     low = step * max(1, math.ceil(middle / _REACH / step))
     shapes = (_legal(model, {knob: value}) for value in range(low, _REACH * middle + 1, step))
     return [shape for shape in shapes if shape is not None]
+
+
+def _present(model: Any, knob: str) -> int:
+    """The value of a knob; of a width that is derived about 4 times `d_model`, where there is none what the model
+    says."""
+    given: int = getattr(model, knob)
+    return given or int(4 * model.d_model if hasattr(model, "d_model") else getattr(model, DERIVED[knob]))
 
 
 def _legal(model: Any, values: dict[str, int]) -> Any:

@@ -12,7 +12,7 @@ from homunculi import models
 from homunculi.core.model import LanguageModel
 from homunculi.errors import InputError
 from homunculi.experiments.costs import budget_of, cost_of, vocabulary_of
-from homunculi.experiments.matching import MAY_DIFFER, NEAR, check_comparable, matched
+from homunculi.experiments.matching import MAY_DIFFER, NEAR, check_comparable, matched, turned
 from homunculi.models.recursive import draw_passes
 from homunculi.settings import changed, override
 from homunculi.text.config import TextConfig
@@ -73,6 +73,20 @@ def test_readable_models_are_sized_by_their_own_widths(name: str) -> None:
     ratio = found.budget.parameters / budget_of(larger).parameters
     assert abs(ratio - 1) <= 0.01 and found.changes
     assert override(side, found.assignments) == found.config
+
+
+@pytest.mark.parametrize(("d_slice", "d_mlp"), [(16, 32), (600, 1200), (0, 512)])
+def test_a_derived_width_of_slices_is_turned_around_its_value(d_slice: int, d_mlp: int) -> None:
+    model = models.get("vocab_slices").config_type(vocab_size=1024, d_slice=d_slice)
+    widths = [shape.d_mlp for shape in turned(model, "d_mlp")]
+    assert (widths[0], widths[-1]) == (d_mlp // 4, 4 * d_mlp) and d_mlp in widths
+
+
+def test_slices_of_derived_width_are_sized_by_several_knobs_where_none_alone_will_do() -> None:
+    plain, side = run(d_model=200, n_blocks=5), run("vocab_columns")
+    found = matched([plain, side], ["parameters", "flops", "tokens"])[1]
+    assert all(abs(ratio - 1) <= 0.01 for ratio in found.ratios.values())
+    assert len(found.changes) > 1 and override(side, found.assignments) == found.config
 
 
 @pytest.mark.parametrize("d_model", [40, 64, 96])

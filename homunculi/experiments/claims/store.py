@@ -107,7 +107,8 @@ def _statistics(folder: Path) -> Json:
 
 def of_training(losses: Sequence[float]) -> Json:
     """Of the training losses that a run logged, in order: their mean over the last tenth, nats a token, and how often
-    they leapt, that is rose above the lowest so far by more than a tenth, once below their start."""
+    they leapt, that is rose by more than a tenth above the lowest so far, the first loss included, or were not finite;
+    once above, they leap again only after a loss that is not."""
     if not losses:
         return {}
     lowest, leaps, above = losses[0], 0, False

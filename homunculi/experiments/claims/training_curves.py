@@ -20,16 +20,18 @@ from homunculi.experiments.claims.evidence import (
     Rule,
 )
 from homunculi.experiments.claims.verdicts import missing, said
+from homunculi.experiments.comparison import LEVEL
 
 LOSS, LEAPS = "training/loss", "training/leaps"  # statistics of a run
+FEW = 0.5  # leaps a run that are not yet more
 
 
 def memorises(side: str, than: str, ladder: Sequence[str]) -> Rule:
     """A side fits what it is shown at the price of text that it was not shown: its gap between validation and training
     loss is wider than the other's, and its validation loss is higher.
 
-    A lower validation loss refutes it, whatever the gap: what helps on new text was not merely learnt by heart. What
-    is shown is the difference of the validation losses.
+    A lower validation loss refutes it, whatever the gap: what helps on new text was not merely learnt by heart. So does
+    a narrower gap. What is shown is the difference of the validation losses.
 
     Args:
         ladder: all sides, for the figures.
@@ -49,14 +51,16 @@ def memorises(side: str, than: str, ladder: Sequence[str]) -> Rule:
             return Finding(INCONCLUSIVE, f"{side} and {than} share fewer than 2 runs that say how they train")
         figures["difference of the gaps, nats a token"] = [gap.difference, gap.low, gap.high]
         verdict, reason = _of_gaps(side, than, ends, gap)
-        return said(verdict, reason, ends, ends.n, figures)
+        return said(verdict, reason, ends, min(ends.n, gap.n), figures)
 
     return rule
 
 
 def leaps_more(side: str, than: str, settings: Sequence[str], parts: Sequence[str]) -> Rule:
     """Over all settings together, a side's training loss leaps more often than another's. A run that diverged counts
-    as one leap.
+    as one leap. Refuted where the interval excludes half a leap more a run.
+
+    What settings of one seed have in common is no further evidence, so a seed counts once, by its mean over them.
 
     Args:
         settings: ends of the names of sides at equal settings, such as rates.
@@ -64,31 +68,49 @@ def leaps_more(side: str, than: str, settings: Sequence[str], parts: Sequence[st
     """
 
     def rule(evidence: Evidence) -> Finding:
-        found: list[tuple[float, float]] = []
+        found: dict[int, list[tuple[float, float]]] = {}
         figures: Json = {}
-        for name in parts:
-            for setting in settings if name in evidence.parts else ():
-                pairs = _leaps(evidence.parts[name], side + setting, than + setting)
-                for i, who in enumerate((side, than)):
-                    figures[f"leaps of {who}{setting}, {name}"] = sum(pair[i] for pair in pairs)
-                found += pairs
+        for name in (name for name in parts if name in evidence.parts):
+            for setting in settings:
+                part, both = evidence.parts[name], (side + setting, than + setting)
+                pairs = _leaps(part, *both)
+                for i, who in enumerate(both):
+                    figures[f"leaps of {who}, {name}"] = sum(pair[i] for pair in pairs.values())
+                figures |= _unequal_rates(part, both, name)
+                for seed, pair in pairs.items():
+                    found.setdefault(seed, []).append(pair)
         if len(found) < 2:
-            return Finding(INCONCLUSIVE, "fewer than 2 runs of both say how their training loss goes", figures=figures)
-        interval = paired_interval([b for _, b in found], [a for a, _ in found], 0.95)
+            return Finding(INCONCLUSIVE, "fewer than 2 seeds of both say how their training loss goes", figures=figures)
+        mine, others = ([fmean(pair[i] for pair in found[seed]) for seed in sorted(found)] for i in (0, 1))
+        interval = paired_interval(others, mine, LEVEL)
         more = "more" if interval.difference > 0 else "less"
         reason = f"the training loss of {side} leaps {abs(interval.difference):.2f} times a run {more} than {than}'s"
-        verdict = SUPPORTED if interval.low > 0 else REFUTED if interval.high < 0.5 else INCONCLUSIVE
+        verdict = SUPPORTED if interval.low > 0 else REFUTED if interval.high < FEW else INCONCLUSIVE
         return said(verdict, reason, interval, interval.n, figures, "leaps a run")
 
     return rule
 
 
-def _leaps(part: Part, mine: str, other: str) -> list[tuple[float, float]]:
-    """Leaps of both sides, seed by seed; a side that diverged where the other has a run leapt once."""
-    if (part.missing(mine) and not part.diverged(mine)) or (part.missing(other) and not part.diverged(other)):
-        return []
-    a, b = part.statistic(mine, LEAPS), part.statistic(other, LEAPS)
-    return [(a.get(seed, 1.0), b.get(seed, 1.0)) for seed in sorted(a.keys() | b.keys())]
+def _leaps(part: Part, mine: str, other: str) -> dict[int, tuple[float, float]]:
+    """Seed → leaps of both sides, where both have a run that ended or diverged."""
+    a, b = _of_seeds(part, mine), _of_seeds(part, other)
+    return {seed: (a[seed], b[seed]) for seed in sorted(a.keys() & b.keys())}
+
+
+def _of_seeds(part: Part, name: str) -> dict[int, float]:
+    """Seed → leaps of a side that may be ranked."""
+    if name not in part.sides:
+        return {}
+    diverged = (run for run in part.stored["failed"] if run["side"] == name and run["state"] == "diverged")
+    return {run["seed"]: 1.0 for run in diverged} | part.statistic(name, LEAPS)
+
+
+def _unequal_rates(part: Part, names: Sequence[str], where: str) -> Json:
+    """Learning rates of two sides where they differ: what differs in leaps may come from them."""
+    rates = {name: part.sides[name]["lr"] for name in names if name in part.sides}
+    if len(set(rates.values())) < 2:
+        return {}
+    return {f"learning rate of {name}, {where}": rate for name, rate in rates.items()}
 
 
 def _of_gaps(side: str, than: str, ends: Interval, gap: Interval) -> tuple[str, str]:
@@ -98,6 +120,8 @@ def _of_gaps(side: str, than: str, ends: Interval, gap: Interval) -> tuple[str, 
         return SUPPORTED, f"{side} is worse than {than} on new text, and fits what it was shown more closely"
     if gap.high < 0:
         return REFUTED, f"{side} does not fit what it was shown more closely than {than}"
+    if gap.low > 0:
+        return INCONCLUSIVE, f"{side} fits what it was shown more closely than {than}, at no price shown on new text"
     return INCONCLUSIVE, f"no difference shown between {side} and {than}"
 
 
@@ -109,4 +133,4 @@ def _gaps(part: Part, name: str) -> dict[int, float]:
 
 def _difference(a: dict[int, float], b: dict[int, float]) -> Interval | None:
     seeds = sorted(a.keys() & b.keys())
-    return paired_interval([b[seed] for seed in seeds], [a[seed] for seed in seeds], 0.95) if len(seeds) > 1 else None
+    return paired_interval([b[seed] for seed in seeds], [a[seed] for seed in seeds], LEVEL) if len(seeds) > 1 else None
