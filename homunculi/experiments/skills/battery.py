@@ -77,6 +77,7 @@ class Battery:
         self.created = clock.now()
         self.points = points(self.sides, self.tasks, self.settings)
         self.reporter.plan(self._described())
+        self._make_folder()
         self._certify()
         ranked = [point for point in self.points if point.side not in self.refused]
         try:
@@ -136,14 +137,24 @@ class Battery:
     def write(self) -> Json:
         """Replace the record and the report, and return the record."""
         record = self.to_json()
+        self._make_folder()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / RECORD, record)
         except OSError as error:
-            raise InputError(f"{self.folder}: cannot be written ({error.strerror}); choose other --results") from None
+            raise self._unwritable(error) from None
         with suppress(OSError, InputError):  # the numbers are in the record
             write_skills_report(self.folder)
         return record
+
+    def _make_folder(self) -> None:
+        """Before anything is trained, so that nothing is trained for a folder that cannot be."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> InputError:
+        return InputError(f"{self.folder}: cannot be written ({error.strerror}); choose other --results")
 
     def to_json(self) -> Json:
         """The object of skills.json; what has not finished is not there."""
