@@ -261,6 +261,8 @@ def _contexts(task: Task, dials: Mapping[str, Any], rng: np.random.Generator, n_
             where_T = np.arange(length) * n_ids
             last_BT, before_BT = last_BT[:, -1:] + where_T, np.repeat(before_BT[:, -1:], length, axis=1)
         columns = (before_BT + n_ids * last_BT, last_BT, rows.targets_BT)
+        if not rows.counted_BT.any():
+            raise InputError(f"{task.name}: counts no position of its training rows; set counted_BT where an answer is")
         found.append(np.stack([column_BT[rows.counted_BT] for column_BT in columns], axis=1))
         n_found += len(found[-1])
     return np.concatenate(found)

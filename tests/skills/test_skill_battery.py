@@ -81,6 +81,7 @@ def test_a_battery_scores_every_architecture_at_every_task(tmp_path: Path) -> No
         assert (one["chance"], one["ceiling"]) == (0.5, 1.0)
     beyond = {(one["architecture"], one["value"]) for one in record["beyond"]}
     assert beyond == {(name, value) for name in ("gpt", "recursive") for value in (64, 128)}
+    assert record["tasks"][0]["ngram"] == [0.625, 0.5625]  # two positions of 8 or 16 are seen whole
     assert json.loads((tmp_path / "skills.json").read_text()) == record
     assert (tmp_path / "report.html").exists()
 

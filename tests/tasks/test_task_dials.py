@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,17 @@ def test_contradictions_of_an_author_are_refused(registered: None) -> None:
             task(**about, **wrong)(nothing)
     with pytest.raises(ValueError, match=r"5 is outside 1…4"):
         Dial(5, (1, 2), 1, 4, "")
+
+
+def test_a_task_that_counts_nothing_is_refused_where_two_tokens_are_counted() -> None:
+    parity = registry.get("parity")
+
+    def uncounted(rng: np.random.Generator, n_rows: int, **given: Any) -> Examples:
+        rows = parity.generate(rng, n_rows, **given)
+        return replace(rows, counted_BT=np.zeros_like(rows.counted_BT))
+
+    with pytest.raises(InputError, match="parity: counts no position"):
+        registry.ngram_ceiling(replace(parity, generate=uncounted, ngram=None), {})
 
 
 def test_only_harder_dials_that_go_together_lie_beyond_training() -> None:

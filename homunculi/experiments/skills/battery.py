@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from homunculi.errors import InputError, Stopped
 from homunculi.experiments.certifying import CERTIFIED_CONTEXT, CERTIFIED_VOCABULARY, Certified, certificate_of
@@ -23,6 +24,8 @@ from homunculi.experiments.skills.sizing import Side, parameters_of, state_bytes
 from homunculi.files import write_json
 from homunculi.report.skills import write_skills_report
 from homunculi.runs import clock
+from homunculi.tasks import registry
+from homunculi.tasks.registry import Task
 
 RECORD = "skills.json"
 FORMAT = 1
@@ -206,7 +209,7 @@ class Battery:
             "dials": {name: value for name, value in dials[0].items() if name != task.swept},
             "chance": [task.chance(**one) for one in dials],
             "ceiling": [task.ceiling(**one) for one in dials],
-            "ngram": [None if task.ngram is None else task.ngram(**one) for one in dials],
+            "ngram": [_two_tokens(task, tuple(one.items())) for one in dials],
         }
 
     def _side_json(self, side: Side) -> Json:
@@ -236,6 +239,12 @@ class Battery:
             f"device      {', '.join(self.devices)}; {self.at_once or 1} at once on each",
             f"folder      {self.folder}",
         ]
+
+
+@lru_cache(maxsize=1024)
+def _two_tokens(task: Task, dials: tuple[tuple[str, Any], ...]) -> float:
+    """Counted once, as records are written often."""
+    return registry.ngram_ceiling(task, dict(dials))
 
 
 def _listed(values: Sequence[float]) -> str:
