@@ -226,7 +226,9 @@ def _print_scores(record: dict[str, Any]) -> None:
     console.print(table)
     grid = len(set(record["settings"]["lrs"])) * len(set(record["settings"]["wds"]))
     few = "one setting of the optimiser, nothing selected" if grid == 1 else f"best of {grid} settings by validation"
-    console.print(f"mean accuracy over the swept dial, 95 % interval over {record['settings']['seeds']} seeds; {few}")
+    seeds = record["settings"]["seeds"]
+    over = f"95 % interval over {seeds} seeds" if seeds > 1 else "one seed, so no interval"
+    console.print(f"mean accuracy over the swept dial, {over}; {few}")
     console.print(f"report {Path(record['folder']) / 'report.html'}", highlight=False)
 
 
