@@ -100,7 +100,12 @@ def _split(words: list[str]) -> tuple[list[tuple[str, str, list[str]]], dict[str
         else:
             found, rest = split_words([word])
             sides, common = sides + found, common + rest
-    assigned = dict(word.split("=", 1) for word in common)
+    assigned: dict[str, str] = {}
+    for word in common:
+        key, _, value = word.partition("=")
+        if key in assigned:
+            raise InputError(f"{key}: is given twice, {assigned[key]} and {value}; give it once")
+        assigned[key] = value
     shared = [f"{key}={assigned.pop(key)}" for key in list(assigned) if key.startswith("model.")]
     return [(name, recipe, [*shared, *own]) for name, recipe, own in sides], assigned
 
@@ -216,12 +221,14 @@ def _print_scores(record: dict[str, Any]) -> None:
             continue
         first = next(iter(found.values()))
         cells = [_cell(found.get(side)) for side in sides]
-        table.add_row(task["name"], *cells, f"{first['chance']:.3f}", f"{first['ceiling']:.3f}")
+        table.add_row(escape(task["name"]), *cells, f"{first['chance']:.3f}", f"{first['ceiling']:.3f}")
     console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else _WIDTH)
     console.print(table)
     grid = len(set(record["settings"]["lrs"])) * len(set(record["settings"]["wds"]))
     few = "one setting of the optimiser, nothing selected" if grid == 1 else f"best of {grid} settings by validation"
-    console.print(f"mean accuracy over the swept dial, 95 % interval over {record['settings']['seeds']} seeds; {few}")
+    seeds = record["settings"]["seeds"]
+    over = f"95 % interval over {seeds} seeds" if seeds > 1 else "one seed, so no interval"
+    console.print(f"mean accuracy over the swept dial, {over}; {few}")
     console.print(f"report {Path(record['folder']) / 'report.html'}", highlight=False)
 
 
@@ -282,5 +289,10 @@ def _bar(console: Any) -> Any:
         TimeRemainingColumn,
     )
 
-    left = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[at]}"))
+    left = (
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[at]}", markup=False),
+    )
     return Progress(BarColumn(bar_width=30), MofNCompleteColumn(), *left, console=console, transient=True)

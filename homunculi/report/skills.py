@@ -185,14 +185,15 @@ def _scores(record: Record) -> Html | None:
         own = [next((one for one in found if one.get("architecture") == side), None) for side in record.sides]
         best = max((value for one in own if (value := _value(one)) is not None), default=math.nan)
         cells = [_cell(one, best) for one in own]
-        known = (_decimals(found[0].get("chance")), _decimals(found[0].get("ceiling")))
+        known = (_decimals(found[0].get("chance")), _mean(task.get("ngram")), _decimals(found[0].get("ceiling")))
         rows.append((join([element("a", name, href=f"#task-{name}"), tag]), *cells, *known))
     if not rows:
         return None
-    head = ("", *(element("bdi", side) for side in record.sides), "chance", "best possible")
+    head = ("", *(element("bdi", side) for side in record.sides), "chance", "two tokens", "best possible")
     note = (
         "Mean accuracy over the swept dial, the area under the difficulty curve; small: 95 % interval over seeds. "
-        "Bold: the highest mean of the row, whether or not the intervals part."
+        "Bold: the highest mean of the row, whether or not the intervals part. Chance: a uniform guess among all "
+        "answers; two tokens: the best reader of the last two tokens alone, who has not looked back."
     )
     return join([table(head, rows), element("p", note, class_="note")])
 
@@ -210,6 +211,13 @@ def _cell(entry: Mapping[str, Any] | None, best: float) -> Html | str:
 def _decimals(value: Any) -> str:
     found = number(value)
     return "–" if found is None else f"{found:.3f}"
+
+
+def _mean(values: Any) -> str:
+    """Of a list of numbers; a dash where one is missing."""
+    found = [number(value) for value in values] if isinstance(values, list) else []
+    there = [value for value in found if value is not None]
+    return f"{sum(there) / len(there):.3f}" if there and len(there) == len(found) else "–"
 
 
 def _curves(record: Record) -> Html | None:

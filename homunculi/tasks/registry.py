@@ -12,6 +12,7 @@ import importlib.util
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import wraps
@@ -102,7 +103,7 @@ class Task:
         chance: accuracy of a uniform guess among the ids that can be answers.
         ceiling: expected accuracy of the best reader.
         ngram: expected accuracy, on training rows, of the best reader of the last two tokens; None: it is counted.
-        beyond: dial → values that are only tested, never trained.
+        beyond: dial → values that are only tested, never trained; greater is harder.
         readout: tokens, an answer at each counted position; aggregate, a decoder is given the state at the last
             position and a counted position, and answers for that one.
         check: raises InputError where dials do not go together.
@@ -209,6 +210,20 @@ def settings(task: Task, overrides: Mapping[str, Any]) -> dict[str, Number]:
     return dials
 
 
+def harder(task: Task, dials: Mapping[str, Any]) -> list[tuple[str, Number, dict[str, Number]]]:
+    """What lies beyond training at these dials: a dial that is only tested, its value, and all dials then.
+
+    Values that are no greater than the one trained at are left out, and those that do not go with the other dials.
+    """
+    found = []
+    for name, values in task.beyond.items():
+        for value in values:
+            if value > dials[name]:
+                with suppress(InputError):
+                    found.append((name, value, settings(task, dict(dials) | {name: value})))
+    return found
+
+
 def ngram_ceiling(task: Task, dials: Mapping[str, Any]) -> float:
     """Accuracy of the best reader of the last two tokens: as the task states it, or else counted."""
     checked = settings(task, dials)
@@ -246,6 +261,8 @@ def _contexts(task: Task, dials: Mapping[str, Any], rng: np.random.Generator, n_
             where_T = np.arange(length) * n_ids
             last_BT, before_BT = last_BT[:, -1:] + where_T, np.repeat(before_BT[:, -1:], length, axis=1)
         columns = (before_BT + n_ids * last_BT, last_BT, rows.targets_BT)
+        if not rows.counted_BT.any():
+            raise InputError(f"{task.name}: counts no position of its training rows; set counted_BT where an answer is")
         found.append(np.stack([column_BT[rows.counted_BT] for column_BT in columns], axis=1))
         n_found += len(found[-1])
     return np.concatenate(found)
@@ -294,7 +311,7 @@ def _registered_by(path: Path) -> tuple[str, ...]:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a file of the user does wrong is told in one line
+    except (Exception, SystemExit) as error:  # whatever a file of the user does wrong is told in one line
         _REGISTERED.clear()
         _REGISTERED.update(before)
         message = " ".join(str(error).split())

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from homunculi.experiments.skills import battery
+from homunculi.tasks import registry
 
 Cli = Callable[..., Any]
 SMALL = ("task=parity,copy", "parity.length=8", "copy.tokens=8", "steps=2", "rows=2", "eval_rows=8", "width=16")
@@ -96,3 +97,31 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert "Traceback" not in done.err
     assert all(word in done.err.strip().splitlines()[-1] for word in said), done.err
     assert not (tmp_path / "skills.json").exists()
+
+
+BRACKETS = """
+import numpy as np
+from homunculi.tasks.registry import Dial, Examples, task
+
+@task(name="[/bold]", title="Last", question="[/] ?", source="here", dials={"length": Dial(4, (4, 8), 1, 8, "")},
+      swept="length", vocabulary=lambda **_: 5, length=lambda length, **_: length, chance=lambda **_: 0.2,
+      ceiling=lambda **_: 1.0)
+def generate(rng, n_rows, *, split, length):
+    ids_BT = rng.integers(5, size=(n_rows, length))
+    return Examples(ids_BT, ids_BT, np.ones(ids_BT.shape, bool))
+"""
+
+
+def test_the_name_of_a_task_is_text_and_no_markup(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_REGISTERED", dict(registry._REGISTERED))
+    (tmp_path / "own.py").write_text(BRACKETS)
+    small = ("steps=2", "rows=2", "eval_rows=8", "width=16", "--quick", "--match", "none", "--results", str(tmp_path))
+    done = cli("skills", "gpt", f"task={tmp_path / 'own.py'}", *small)
+    assert done.code == 0, done.err
+    assert "[/bold]" in done.out
+
+
+def test_what_is_given_twice_is_refused(cli: Cli) -> None:
+    done = cli("skills", "gpt", "task=copy", "task=sort", "--quick")
+    assert done.code == 2
+    assert "task: is given twice, copy and sort" in done.err

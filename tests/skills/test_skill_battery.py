@@ -8,20 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from homunculi.errors import HomunculiError
+from homunculi.errors import HomunculiError, InputError
 from homunculi.experiments.skills import battery as module
 from homunculi.experiments.skills import pool, scores
 from homunculi.experiments.skills.battery import Battery
 from homunculi.experiments.skills.cells import Cell, Store
-from homunculi.experiments.skills.learning import learn
+from homunculi.experiments.skills.learning import _deeper, learn
 from homunculi.experiments.skills.plan import Point, Settings, ask, points
 from homunculi.experiments.skills.pool import Progress, train_all
 from homunculi.experiments.skills.scoring import score_of
 from homunculi.experiments.skills.sizing import Frame, Side, small
 from homunculi.models import get
+from homunculi.tasks import registry
 
 FRAME = Frame(width=16, blocks=1, match="none")
 SETTINGS = Settings(seeds=2, steps=3, rows=4, eval_rows=16, lrs=(1e-3, 1e-2), wds=(0.1,), frame=FRAME)
@@ -79,6 +81,7 @@ def test_a_battery_scores_every_architecture_at_every_task(tmp_path: Path) -> No
         assert (one["chance"], one["ceiling"]) == (0.5, 1.0)
     beyond = {(one["architecture"], one["value"]) for one in record["beyond"]}
     assert beyond == {(name, value) for name in ("gpt", "recursive") for value in (64, 128)}
+    assert record["tasks"][0]["ngram"] == [0.625, 0.5625]  # two positions of 8 or 16 are seen whole
     assert json.loads((tmp_path / "skills.json").read_text()) == record
     assert (tmp_path / "report.html").exists()
 
@@ -166,6 +169,23 @@ def test_one_score_can_be_asked_for_by_itself(tmp_path: Path) -> None:
     battery = begin(tmp_path, settings).carry_out()
     own = next(one for one in battery["scores"] if one["architecture"] == "gpt")
     assert own["seeds"]["1"] == found
+
+
+def test_nothing_is_trained_for_results_that_are_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(module, "train_all", lambda *given: pytest.fail("training began"))
+    with pytest.raises(InputError, match="choose other --results"):
+        begin(tmp_path / "file").carry_out()
+
+
+def test_beyond_training_only_answers_that_need_more_steps_count() -> None:
+    task = registry.get("pointer_chasing")
+    rng = np.random.default_rng(0)
+    trained, harder = (task.generate(rng, 32, split="test", steps=steps) for steps in (3, 6))
+    counted_BT = _deeper(harder, trained).counted_BT
+    assert harder.needed_BT is not None
+    assert set(np.unique(harder.needed_BT[counted_BT])) == {4, 5, 6}
+    assert (_deeper(trained, harder).counted_BT == trained.counted_BT).all()
 
 
 def test_a_place_stays_with_its_architecture_and_others_take_what_nobody_has() -> None:

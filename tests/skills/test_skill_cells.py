@@ -50,6 +50,26 @@ def test_a_finished_cell_is_found_and_a_damaged_one_is_not(tmp_path: Path) -> No
     assert store.find(cell) is None
 
 
+def test_a_kept_cell_tells_no_place_of_files(tmp_path: Path) -> None:
+    cell = replace(cells()[0], files=("/home/somebody/own.py",))
+    Store(tmp_path).keep(cell, {"test": {}})
+    kept = Store(tmp_path).path(cell.key).read_text()
+    assert "somebody" not in kept and "parity" in kept
+
+
+def test_another_way_of_training_makes_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = cells()[0]
+    before = cell.key
+    monkeypatch.setattr("homunculi.experiments.skills.cells._code_of_training", lambda: "other")
+    assert cell.key != before
+
+
+@pytest.mark.parametrize("rate", [float("inf"), float("nan"), 0.0, -1.0])
+def test_rates_are_positive_and_finite(rate: float) -> None:
+    with pytest.raises(InputError, match=r"^lrs: "):
+        Settings(lrs=(rate,))
+
+
 def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="choose another --results"):

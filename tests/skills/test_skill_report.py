@@ -33,7 +33,14 @@ def record(sides: tuple[str, ...] = ("gpt", "ncn")) -> dict[str, Any]:
         "forced": [{"passes": n, "accuracy": 0.5, "by_needed": [0.5, 0.25 * n]} for n in (1, 2)],
         "chosen": {"by_needed": [1.5, 2.5], "rho": 0.75, "low": 0.5, "high": 1.0},
     }
-    about = {"title": "T", "question": "Q?", "source": "S", "dial": "length", "dials": {"noise": 0.5}}
+    about = {
+        "title": "T",
+        "question": "Q?",
+        "source": "S",
+        "dial": "length",
+        "dials": {"noise": 0.5},
+        "ngram": [0.25, 0.75, 0.125],
+    }
     return {
         "format": 1,
         "scores": scores,
@@ -63,7 +70,17 @@ def test_every_architecture_has_a_marker_of_its_own_in_the_radar_and_in_every_cu
 
 def test_what_was_measured_stands_on_the_page() -> None:
     page = render_skills(Record(record()))
-    for words in ("0.500", "0.125", "rank correlation 0.75", "2.500", "Q?", "nothing was selected", "1,000"):
+    for words in (
+        "0.500",
+        "0.125",
+        "rank correlation 0.75",
+        "2.500",
+        "two tokens",
+        "0.375",
+        "Q?",
+        "nothing was selected",
+        "1,000",
+    ):
         assert words in page
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,7 @@ def test_files_without_one_task_are_refused_in_one_line(registered: None, tmp_pa
         (str(tmp_path / "none.py"), f"{tmp_path / 'none.py'}: no such task file"),
         (written(tmp_path, "", "empty.py"), "registers no task; put @task(...) over its generator"),
         (written(tmp_path, "def (", "broken.py"), "cannot be imported: SyntaxError"),
+        (written(tmp_path, "raise SystemExit(3)", "leaving.py"), "cannot be imported: SystemExit: 3"),
         (written(tmp_path, "1 / 0", "failing.py"), "cannot be imported: ZeroDivisionError: division by zero"),
         (written(tmp_path, OWN.replace("NAME", "recall"), "taken.py"), "task 'recall' is registered twice"),
         (written(tmp_path, OWN.replace("NAME", "ok") + "1 / 0", "late.py"), "ZeroDivisionError"),
@@ -166,3 +168,22 @@ def test_contradictions_of_an_author_are_refused(registered: None) -> None:
             task(**about, **wrong)(nothing)
     with pytest.raises(ValueError, match=r"5 is outside 1…4"):
         Dial(5, (1, 2), 1, 4, "")
+
+
+def test_a_task_that_counts_nothing_is_refused_where_two_tokens_are_counted() -> None:
+    parity = registry.get("parity")
+
+    def uncounted(rng: np.random.Generator, n_rows: int, **given: Any) -> Examples:
+        rows = parity.generate(rng, n_rows, **given)
+        return replace(rows, counted_BT=np.zeros_like(rows.counted_BT))
+
+    with pytest.raises(InputError, match="parity: counts no position"):
+        registry.ngram_ceiling(replace(parity, generate=uncounted, ngram=None), {})
+
+
+def test_only_harder_dials_that_go_together_lie_beyond_training() -> None:
+    chasing, parity = registry.get("pointer_chasing"), registry.get("parity")
+    assert [value for _, value, _ in registry.harder(chasing, registry.settings(chasing, {}))] == [6, 8]
+    assert [value for _, value, _ in registry.harder(chasing, registry.settings(chasing, {"arrows": 7}))] == [6]
+    ((name, value, dials),) = registry.harder(parity, {"length": 64})
+    assert (name, value, dials) == ("length", 128, {"length": 128})

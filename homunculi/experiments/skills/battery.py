@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from homunculi.errors import InputError, Stopped
 from homunculi.experiments.certifying import CERTIFIED_CONTEXT, CERTIFIED_VOCABULARY, Certified, certificate_of
@@ -23,6 +24,8 @@ from homunculi.experiments.skills.sizing import Side, parameters_of, state_bytes
 from homunculi.files import write_json
 from homunculi.report.skills import write_skills_report
 from homunculi.runs import clock
+from homunculi.tasks import registry
+from homunculi.tasks.registry import Task
 
 RECORD = "skills.json"
 FORMAT = 1
@@ -77,6 +80,7 @@ class Battery:
         self.created = clock.now()
         self.points = points(self.sides, self.tasks, self.settings)
         self.reporter.plan(self._described())
+        self._make_folder()
         self._certify()
         ranked = [point for point in self.points if point.side not in self.refused]
         try:
@@ -136,14 +140,24 @@ class Battery:
     def write(self) -> Json:
         """Replace the record and the report, and return the record."""
         record = self.to_json()
+        self._make_folder()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / RECORD, record)
         except OSError as error:
-            raise InputError(f"{self.folder}: cannot be written ({error.strerror}); choose other --results") from None
+            raise self._unwritable(error) from None
         with suppress(OSError, InputError):  # the numbers are in the record
             write_skills_report(self.folder)
         return record
+
+    def _make_folder(self) -> None:
+        """Before anything is trained, so that nothing is trained for a folder that cannot be."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> InputError:
+        return InputError(f"{self.folder}: cannot be written ({error.strerror}); choose other --results")
 
     def to_json(self) -> Json:
         """The object of skills.json; what has not finished is not there."""
@@ -195,7 +209,7 @@ class Battery:
             "dials": {name: value for name, value in dials[0].items() if name != task.swept},
             "chance": [task.chance(**one) for one in dials],
             "ceiling": [task.ceiling(**one) for one in dials],
-            "ngram": [None if task.ngram is None else task.ngram(**one) for one in dials],
+            "ngram": [_two_tokens(task, tuple(one.items())) for one in dials],
         }
 
     def _side_json(self, side: Side) -> Json:
@@ -225,6 +239,12 @@ class Battery:
             f"device      {', '.join(self.devices)}; {self.at_once or 1} at once on each",
             f"folder      {self.folder}",
         ]
+
+
+@lru_cache(maxsize=1024)
+def _two_tokens(task: Task, dials: tuple[tuple[str, Any], ...]) -> float:
+    """Counted once, as records are written often."""
+    return registry.ngram_ceiling(task, dict(dials))
 
 
 def _listed(values: Sequence[float]) -> str:

@@ -2,8 +2,9 @@
 
     FOLDER/cells/<key>.json    what a finished cell came to, written whole
 
-The key follows from all that determines the result: settings, the code of the model and that of the task. Names that
-people give to sides, places of files and devices are no part of it, so batteries of one folder share their cells.
+The key follows from all that determines the result: settings, the code of the model, of the task and of training.
+Names that people give to sides, places of files and devices are no part of it, so batteries of one folder share their
+cells; places of files are not written down either.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ FORMAT = 1  # of what a cell is and of how it is trained; a change makes all sto
 CELLS = "cells"
 _SHARED_ROOMS = ("core", "parts")
 _SHARED_BY_TASKS = ("draws", "splits")
+_TRAINING = (
+    *(f"experiments/skills/{name}" for name in ("depth", "feed", "learning", "reading")),
+    *(f"train/{name}" for name in ("loss", "lr", "optim", "step")),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +75,10 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """The same for cells that come to the same."""
+        """The same for cells that come to the same: their settings, and the code of model, task and training."""
         settings = {name: value for name, value in self.to_json().items() if name not in ("side", "files", "task")}
-        return _digest([FORMAT, settings, _code_of_model(self.model["architecture"]), *_task_identity(self.task)])
+        code = _code_of_training(), _code_of_model(self.model["architecture"]), *_task_identity(self.task)
+        return _digest([FORMAT, settings, *code])
 
     @property
     def examples_key(self) -> int:
@@ -83,6 +89,13 @@ class Cell:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:20]
+
+
+@cache
+def _code_of_training() -> str:
+    """A hash of what draws, trains and judges, and of the optimisers."""
+    root = Path(homunculi.__file__).parent
+    return hash_of_files(root, [root / f"{name}.py" for name in _TRAINING])
 
 
 @cache
@@ -165,7 +178,9 @@ class Store:
         """
         key = cell.key
         path = self.path(key)
-        entry = {"format": FORMAT, "key": key, "cell": cell.to_json()} | result
+        about = {name: value for name, value in cell.to_json().items() if name != "files"}  # places on this machine
+        about["task"] = registry.get(cell.task).name
+        entry = {"format": FORMAT, "key": key, "cell": about} | result
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, entry)

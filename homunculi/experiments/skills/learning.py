@@ -23,7 +23,7 @@ from homunculi.experiments.skills.reading import DECODER, Decoder, SkillLoss, ju
 from homunculi.models import get
 from homunculi.parts.readable import ReadableModel
 from homunculi.tasks import registry
-from homunculi.tasks.registry import Task
+from homunculi.tasks.registry import Examples, Task
 from homunculi.train.config import RunConfig, TrainConfig
 from homunculi.train.distributed import World
 from homunculi.train.step import Updater
@@ -77,7 +77,7 @@ def _learn(cell: Cell, device: torch.device, told: Told) -> Json:
     return {
         "valid": judge(model, judged(cell, task, "valid"), device).to_json(),
         "test": judge(model, test, device).to_json(),
-        "beyond": _beyond(cell, task, model, device),
+        "beyond": _beyond(cell, task, model, test, device),
         "depth": depth_of(model, test, device),
         "curve": [list(point) for point in learned.curve],
         "steps_taken": learned.steps,
@@ -150,14 +150,25 @@ def _updater(model: LanguageModel, cell: Cell, device: torch.device) -> Updater:
     return updater
 
 
-def _beyond(cell: Cell, task: Task, model: LanguageModel, device: torch.device) -> list[Json]:
-    """Accuracy at dials that are never trained."""
+def _beyond(cell: Cell, task: Task, model: LanguageModel, trained: Examples, device: torch.device) -> list[Json]:
+    """Accuracy at dials that are never trained.
+
+    Args:
+        trained: rows at the dials of training.
+    """
     found = []
-    for name, values in task.beyond.items():
-        for value in values:
-            dials = dict(cell.dials) | {name: value}
-            rows = judged(replace(cell, eval_rows=min(cell.eval_rows, BEYOND_ROWS)), task, "test", dials)
-            accuracy = judge(model, rows, device).accuracy
-            known: Json = {"chance": task.chance(**dials), "ceiling": task.ceiling(**dials)}
-            found.append(known | {"dial": name, "value": value, "accuracy": accuracy})
+    for name, value, dials in registry.harder(task, cell.dials):
+        rows = judged(replace(cell, eval_rows=min(cell.eval_rows, BEYOND_ROWS)), task, "test", dials)
+        accuracy = judge(model, _deeper(rows, trained), device).accuracy
+        known: Json = {"chance": task.chance(**dials), "ceiling": task.ceiling(**dials)}
+        found.append(known | {"dial": name, "value": value, "accuracy": accuracy})
     return found
+
+
+def _deeper(rows: Examples, trained: Examples) -> Examples:
+    """Counted only where more steps are needed than anywhere in training, if that is so anywhere: among harder rows
+    are answers as easy as those of training, which would pass for what lies beyond it."""
+    if rows.needed_BT is None or trained.needed_BT is None:
+        return rows
+    deeper_BT = rows.counted_BT & (rows.needed_BT > trained.needed_BT[trained.counted_BT].max(initial=0))
+    return replace(rows, counted_BT=deeper_BT) if deeper_BT.any() else rows

@@ -19,6 +19,7 @@ from homunculi.tasks.registry import Task
 
 FIRST_SEED = 0
 _MOST_SEEDS = 100
+_MOST_OF_A_RATE = 1e3  # infinity is no setting, and no JSON
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,9 +50,9 @@ class Settings:
         if not self.lrs or not self.wds:
             raise InputError("lrs, wds: name at least one of each")
         for lr in self.lrs:
-            check_range("lrs", lr, above=0)
+            check_range("lrs", lr, above=0, high=_MOST_OF_A_RATE)
         for wd in self.wds:
-            check_range("wds", wd, low=0)
+            check_range("wds", wd, low=0, high=_MOST_OF_A_RATE)
 
     @property
     def grid(self) -> list[tuple[float, float]]:
@@ -186,7 +187,7 @@ def _grid(side: Side, asked: Asked, value: Any, settings: Settings) -> list[Cell
 
 def sized(side: Side, task: Task, dials: Mapping[str, Any], frame: Frame) -> Any:
     """The configuration of a side for a task at some dials: room for the examples, those beyond training included."""
-    harder = [dict(dials) | {name: value} for name, values in task.beyond.items() for value in values]
+    harder = [then for _, _, then in registry.harder(task, dials)]
     lengths = [task.length(**one) for one in (dials, *harder)]
     vocabulary = max(task.vocabulary(**one) for one in (dials, *harder))
     return fitted(side, frame, vocabulary, (lengths[0], max(lengths)))
