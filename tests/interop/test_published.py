@@ -18,6 +18,7 @@ from homunculi.errors import InputError
 from homunculi.interop import published
 from homunculi.interop.published import mor, ncn
 from homunculi.interop.published.files import import_model, read
+from homunculi.interop.published.vocabulary_space import VARIANTS
 from homunculi.models import build, name_of
 from homunculi.models.files import load_model
 
@@ -284,3 +285,14 @@ def test_what_is_known_of_causality_depends_on_the_form() -> None:
     assert not published.causality("ncn", published.build("ncn", NCN, theirs("ncn")))[0]
     assert not published.causality("mor", published.build("mor", MOR, theirs("mor")))[0]
     assert published.causality("mor", build("mor_published", vocab_size=9, d_model=32, routing="token"))[0]
+
+
+RELU_IS_GELU = ("v1_", "v2_", "v3_", "v4_", "v5_", "v6_", "v8_", "v14_", "v15_", "v16_")
+RELU_IS_RELU = ("v9_", "v12_", "v13_")
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name.startswith(RELU_IS_GELU + RELU_IS_RELU)])
+def test_relu_is_refused_where_the_original_takes_it_for_gelu(variant: str) -> None:
+    said = "config.activation" if variant.startswith(RELU_IS_GELU) else "weights: logit_scale is missing"
+    with pytest.raises(InputError, match=said):
+        published.build(f"vocabulary-space/{variant}", {"vocab_size": 1024, "activation": "relu"}, {})

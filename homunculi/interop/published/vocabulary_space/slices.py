@@ -28,8 +28,6 @@ STEP = MEMORY | {
     "up.weight": "up.weight",
     "write_scale": "write_scale",
 }
-# Without "relu", which only v12 and v13 know: elsewhere it means gelu.
-FEWER_ACTIVATIONS = {name: meaning for name, meaning in ACTIVATION_NAMES.items() if name != "relu"}
 
 
 def settings(given: Given, activations: Mapping[str, str] = ACTIVATION_NAMES) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from homunculi.core.model import LanguageModel
 from homunculi.interop.published.reading import Given, Weights
-from homunculi.interop.published.vocabulary_space import causality, names
-from homunculi.interop.published.vocabulary_space.slices import FEWER_ACTIVATIONS, MEMORY, confirm
+from homunculi.interop.published.vocabulary_space import FEWER_ACTIVATIONS, causality, names
+from homunculi.interop.published.vocabulary_space.slices import MEMORY, confirm
 from homunculi.models.vocabulary.adaptive import Adaptive, Config
 
 __all__ = ["build", "causality"]

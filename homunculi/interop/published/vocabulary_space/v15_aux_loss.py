@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from homunculi.core.model import LanguageModel
 from homunculi.interop.published.reading import Given, Weights
-from homunculi.interop.published.vocabulary_space import causality, names
-from homunculi.interop.published.vocabulary_space.slices import FEWER_ACTIVATIONS, STEP, confirm, settings
+from homunculi.interop.published.vocabulary_space import FEWER_ACTIVATIONS, causality, names
+from homunculi.interop.published.vocabulary_space.slices import STEP, confirm, settings
 from homunculi.models.vocabulary.sparse_slices import Config, SparseSlices
 
 __all__ = ["build", "causality"]

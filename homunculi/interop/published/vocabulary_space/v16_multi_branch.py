@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from homunculi.core.model import LanguageModel
 from homunculi.interop.published.reading import Given, Weights
-from homunculi.interop.published.vocabulary_space import causality
-from homunculi.interop.published.vocabulary_space.slices import FEWER_ACTIVATIONS, MEMORY, confirm, settings
+from homunculi.interop.published.vocabulary_space import FEWER_ACTIVATIONS, causality
+from homunculi.interop.published.vocabulary_space.slices import MEMORY, confirm, settings
 from homunculi.models.vocabulary.columns import Columns, Config
 from homunculi.parts.slices import reaches
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from homunculi.core.model import LanguageModel
 from homunculi.errors import InputError
 from homunculi.interop.published.reading import Given, Weights
-from homunculi.interop.published.vocabulary_space import ACTIVATION_NAMES, causality, names
+from homunculi.interop.published.vocabulary_space import FEWER_ACTIVATIONS, causality, names
 from homunculi.models.vocabulary.shared_attention import Config, ReadableAttention
 
 __all__ = ["build", "causality"]
@@ -40,7 +40,7 @@ def build(given: Given, weights: Weights) -> LanguageModel:
         first_gain=given.get("qk_gain_init", float, 1.5),
         n_waves=given.get("n_fourier_basis", int, 16),
         n_channels=given.get("n_channels", int, 128),
-        activation=given.choose("activation", ACTIVATION_NAMES, "gelu"),
+        activation=given.choose("activation", FEWER_ACTIVATIONS, "gelu"),
         max_seq_len=1024,
         softcap=given.get("logit_softcap", float, 30.0),
         first_scale=1.0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from homunculi.core.model import LanguageModel
 from homunculi.interop.published.reading import Given, Weights
-from homunculi.interop.published.vocabulary_space import ACTIVATION_NAMES, causality, names
+from homunculi.interop.published.vocabulary_space import FEWER_ACTIVATIONS, causality, names
 from homunculi.models.vocabulary.tied_fourier import Config, TiedFourier
 
 __all__ = ["build", "causality"]
@@ -43,7 +43,7 @@ def build(given: Given, weights: Weights) -> LanguageModel:
         n_channels=given.get("n_channels", int, 128),
         n_heads=given.get("n_heads", int, 4),
         rank=given.get("transform_rank", int, 8),
-        activation=given.choose("activation", ACTIVATION_NAMES, "gelu"),
+        activation=given.choose("activation", FEWER_ACTIVATIONS, "gelu"),
         softcap=given.get("logit_softcap", float, 30.0),
         first_scale=1.0,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from homunculi.core.model import LanguageModel
 from homunculi.errors import InputError
 from homunculi.interop.published.reading import Given, Weights
-from homunculi.interop.published.vocabulary_space import ACTIVATION_NAMES, causality, names
+from homunculi.interop.published.vocabulary_space import FEWER_ACTIVATIONS, causality, names
 from homunculi.models.vocabulary.bands import BandedFourier, Config
 
 __all__ = ["build", "causality"]
@@ -61,7 +61,7 @@ def build(given: Given, weights: Weights) -> LanguageModel:
         n_middle=split[1],
         n_fast=split[2],
         n_channels=given.get("n_channels", int, 128),
-        activation=given.choose("activation", ACTIVATION_NAMES, "gelu"),
+        activation=given.choose("activation", FEWER_ACTIVATIONS, "gelu"),
         softcap=given.get("logit_softcap", float, 30.0),
         first_slow_decay=given.get("slow_decay_init", float, 4.0),
         first_fast_decay=given.get("fast_decay_init", float, 2.0),

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from homunculi.core.model import LanguageModel
 from homunculi.interop.published.reading import Given, Weights
-from homunculi.interop.published.vocabulary_space import ACTIVATION_NAMES, causality, names
+from homunculi.interop.published.vocabulary_space import FEWER_ACTIVATIONS, causality, names
 from homunculi.models.vocabulary.low_rank import Config, LowRank
 
 __all__ = ["build", "causality"]
-ACTIVATIONS = {name: ours for name, ours in ACTIVATION_NAMES.items() if name != "relu"}  # which means gelu there
 STEP = {
     "q_V": "propagation.q_scale",
     "k_V": "propagation.k_scale",
@@ -29,7 +28,7 @@ def build(given: Given, weights: Weights) -> LanguageModel:
         vocab_size=given.get("vocab_size", int),
         n_steps=given.get("num_hops", int, 8),
         rank=given.get("interaction_rank", int, 64),
-        activation=given.choose("activation", ACTIVATIONS, "gelu"),
+        activation=given.choose("activation", FEWER_ACTIVATIONS, "gelu"),
         softcap=given.get("logit_softcap", float, 30.0),
         first_decay=given.get("decay_init", float, 3.0),
         first_scale=1.0,
