@@ -101,7 +101,7 @@ class Battery:
             found = certificate_of(Certified(config), side.name, self.reporter.message)
             if found.get("causal") is False:
                 said = "not causal: its certificate failed, so it may read answers ahead"
-                self.refused[side.name] = f"not certified: {found['reason']}" if found.get("reason") else said
+                self.refused[side.name] = str(found.get("reason") or said)
                 self.reporter.message(f"{side.name} is refused: {self.refused[side.name]}")
 
     def _rounds(self, ranked: Sequence[Point]) -> Iterator[list[Cell]]:
