@@ -64,7 +64,8 @@ def _notes(seen: Observation, from_start: bool) -> tuple[str, ...]:
     native = "states are as wide as the vocabulary and are read as what they are"
     lens = "a logit lens: early states may hold more than the read-out, made for the last, shows of them"
     return (
-        native if width == n_vocab else lens,
+        # another model may happen to be as wide as its vocabulary; only a readable one scales words as its first state
+        native if width == n_vocab and hasattr(seen.model.config, "first_scale") else lens,
         "moved: half of the sum of |change| over all words, 0 to 1; toward: nats that the step takes off the loss; "
         "kept: share of tokens whose top word is the model's final one; itself: whose top word is the token",
         "change: of a word's probability by the step, mean over tokens; the words that each step raised most, and the "

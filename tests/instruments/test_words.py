@@ -73,8 +73,9 @@ def test_steps_that_do_nothing_and_untrained_ones_move_no_word() -> None:
 
 def test_a_lens_is_told_from_states_that_are_words() -> None:
     torch.manual_seed(0)
-    plain = build("gpt", vocab_size=N_WORDS, d_model=32, n_heads=2, n_blocks=2, max_seq_len=32)
-    assert look(plain, some_ids(), ["words"])["words"].notes[0].startswith("a logit lens")
+    for width in (32, N_WORDS):
+        plain = build("gpt", vocab_size=N_WORDS, d_model=width, n_heads=2, n_blocks=2, max_seq_len=32)
+        assert look(plain, some_ids(), ["words"])["words"].notes[0].startswith("a logit lens")
     assert look(Planted(*ADDED), some_ids(), ["words"])["words"].notes[0].startswith("states are as wide as")
 
 

@@ -135,6 +135,14 @@ def test_what_sees_ahead_is_not_scored(tmp_path: Path, monkeypatch: pytest.Monke
     assert list(record["refused"]) == ["recursive"]
 
 
+def test_what_could_not_be_certified_is_not_called_seeing_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = {"causal": False, "checks": [], "reason": "it could not be certified (out of memory)"}
+    monkeypatch.setattr(module, "certificate_of", lambda *given: refused)
+    assert begin(tmp_path).carry_out()["refused"]["gpt"] == refused["reason"]
+
+
 def result(cell: Cell, valid: float, test: float, diverged: bool = False) -> dict[str, Any]:
     judged = {"loss": 1.0, "best_loss": None}
     found = {"valid": judged | {"accuracy": valid}, "test": judged | {"accuracy": test}, "diverged": diverged}

@@ -100,7 +100,8 @@ class Battery:
             config = replace(side.config, vocab_size=CERTIFIED_VOCABULARY, max_seq_len=CERTIFIED_CONTEXT)
             found = certificate_of(Certified(config), side.name, self.reporter.message)
             if found.get("causal") is False:
-                self.refused[side.name] = "not causal: its certificate failed, so it may read answers ahead"
+                said = "not causal: its certificate failed, so it may read answers ahead"
+                self.refused[side.name] = str(found.get("reason") or said)
                 self.reporter.message(f"{side.name} is refused: {self.refused[side.name]}")
 
     def _rounds(self, ranked: Sequence[Point]) -> Iterator[list[Cell]]:
