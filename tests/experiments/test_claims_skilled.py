@@ -33,8 +33,9 @@ def of_hops(eight: list[float], one: list[float], easy: list[float]) -> Evidence
 @pytest.mark.parametrize(
     ("eight", "one", "verdict"),
     [
-        ([0.80, 0.82, 0.81], [0.11, 0.10, 0.12], "supported"),
-        ([0.11, 0.10, 0.12], [0.80, 0.82, 0.81], "refuted"),
+        ([0.80, 0.82, 0.81, 0.80, 0.82], [0.11, 0.10, 0.12, 0.11, 0.10], "supported"),
+        ([0.11, 0.10, 0.12, 0.11, 0.10], [0.80, 0.82, 0.81, 0.80, 0.82], "refuted"),
+        ([0.80, 0.82, 0.81], [0.11, 0.10, 0.12], "inconclusive"),  # three seeds are a first look
         ([0.90, 0.10, 0.50], [0.11, 0.10, 0.12], "inconclusive"),
         ([0.09, 0.10, 0.095], [0.01, 0.02, 0.015], "inconclusive"),  # above one step, not above n-grams
         ([0.8], [0.1], "inconclusive"),
@@ -50,7 +51,7 @@ def test_the_gain_over_one_step_is_shown() -> None:
 
 
 def row(name: str, score: float, width: float = 0.02) -> dict[str, Any]:
-    return {"architecture": name, "score": score, "low": score - width, "high": score + width, "n": 3}
+    return {"architecture": name, "score": score, "low": score - width, "high": score + width, "n": 5}
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from homunculi.experiments.claims.evidence import (
     Finding,
     Json,
     Rule,
+    first_look,
 )
 from homunculi.experiments.claims.verdicts import said
 
@@ -77,7 +78,7 @@ def reaches_beyond_ngrams(several: str, one: str, command: str) -> Rule:
                 INCONCLUSIVE,
                 f"{several} is not shown to answer more than n-grams and {one} on every task",
             )
-        return said(verdict, reason, least, least.n, figures, "accuracy")
+        return first_look(said(verdict, reason, least, least.n, figures, "accuracy"))
 
     return rule
 
@@ -105,7 +106,7 @@ def generalises_further(sides: Sequence[str], over: Sequence[str], command: str)
             verdict, reason = REFUTED, f"{rival} answers more than {best} at lengths beyond those of training"
         else:
             verdict, reason = INCONCLUSIVE, f"no difference shown between {best} and {rival} beyond training"
-        return Finding(verdict, reason, difference, low, high, n, figures, "accuracy")
+        return first_look(Finding(verdict, reason, difference, low, high, n, figures, "accuracy"))
 
     return rule
 
