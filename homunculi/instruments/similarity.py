@@ -7,12 +7,13 @@ tokens for the width of a state. For features X, Y with centred rows x, y it nee
 
 RSA (Kriegeskorte et al. 2008) compares by rank the correlation distances of the same pairs of tokens.
 
-Legend: N tokens, D width, L steps, P pairs of tokens, K directions left out.
+Legend: L steps, N tokens, D width, P pairs of tokens, K directions left out.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from homunculi.instruments.observation import Observation
@@ -37,10 +38,10 @@ def measure(seen: Observation) -> Measurement | None:
     kept = {site: after.state_BTD.flatten(0, 1) for site, after in states.items()}
     if not kept or seen.ids_BT.numel() < 4:
         return None
-    plain = [_scaled(x_ND) for x_ND in kept.values()]
+    plain_LND = _scaled(_side_by_side(list(kept.values())))
     values = {
-        "cka": cka(plain),
-        "cka_rest": cka([without_largest(x_ND, N_LEFT_OUT) for x_ND in plain]),
+        "cka": _cka(plain_LND),
+        "cka_rest": _cka(_scaled(without_largest(plain_LND, N_LEFT_OUT))),
         "rsa": rsa(list(kept.values())),
     }
     steps = tuple(site.label for site in kept)
@@ -61,42 +62,52 @@ def measure(seen: Observation) -> Measurement | None:
 def cka(states: list[Tensor]) -> Tensor:
     """Unbiased linear CKA of each pair of states, (L, L), each (N, D) with rows of the same tokens; 1 for states that
     are rotations of each other, 0 in the mean for independent ones. NaN where a state does not vary."""
-    centred = [_scaled(x_ND) for x_ND in states]
-    hsic_LL = torch.stack([torch.stack([_hsic(x, y) for y in centred]) for x in centred])
+    return _cka(_scaled(_side_by_side(states)))
+
+
+def _side_by_side(states: list[Tensor]) -> Tensor:
+    """States as one tensor, (L, N, D); narrower ones get zeros, which change no product of tokens."""
+    width = max(x_ND.shape[1] for x_ND in states)
+    return torch.stack([F.pad(x_ND.float(), (0, width - x_ND.shape[1])) for x_ND in states])
+
+
+def _scaled(x_LND: Tensor) -> Tensor:
+    """Centred, with a mean square of its rows of 1, so that sums of fourth powers stay exact enough."""
+    centred_LND = x_LND - x_LND.mean(1, keepdim=True)
+    size_L11 = centred_LND.square().sum(2, keepdim=True).mean(1, keepdim=True).sqrt()
+    return centred_LND / torch.where(size_L11 > 1e-12, size_L11, 1.0)
+
+
+def _cka(x_LND: Tensor) -> Tensor:
+    hsic_LL = _hsic(x_LND)
     own_L = hsic_LL.diagonal()
     own_L = torch.where(own_L > 1e-9, own_L, torch.nan)
     return (hsic_LL / (own_L[:, None] * own_L).sqrt()).float()
 
 
-def _scaled(x_ND: Tensor) -> Tensor:
-    """Centred, with a mean square of its rows of 1, so that sums of fourth powers stay exact enough."""
-    centred = (x_ND.float() - x_ND.float().mean(0)) if len(x_ND) else x_ND.float()
-    size = centred.square().sum(1).mean().sqrt()
-    return centred / torch.where(size > 1e-12, size, 1.0)
+def _hsic(x_LND: Tensor) -> Tensor:
+    """Unbiased HSIC of linear kernels of each pair; summed in float64, since terms nearly cancel."""
+    n = x_LND.shape[1]
+    own_LN = x_LND.square().sum(2).double()
+    rows_LN = (x_LND @ x_LND.sum(1)[..., None])[..., 0].double() - own_LN
+    products = [(x_ND.mT @ x_LND).square().sum((1, 2), dtype=torch.float64) for x_ND in x_LND]
+    total_L = rows_LN.sum(1)
+    corner_LL = total_L[:, None] * total_L / ((n - 1) * (n - 2))
+    terms_LL = torch.stack(products) - own_LN @ own_LN.mT + corner_LL - 2 * (rows_LN @ rows_LN.mT) / (n - 2)
+    return terms_LL / (n * (n - 3))
 
 
-def _hsic(x_ND: Tensor, y_NE: Tensor) -> Tensor:
-    """Unbiased HSIC of linear kernels of centred features; summed in float64, since terms nearly cancel."""
-    n = len(x_ND)
-    own_x, own_y = x_ND.square().sum(1).double(), y_NE.square().sum(1).double()
-    cross = (x_ND.mT @ y_NE).double().square().sum() - (own_x * own_y).sum()
-    rows_x = (x_ND @ x_ND.sum(0)).double() - own_x
-    rows_y = (y_NE @ y_NE.sum(0)).double() - own_y
-    corner = rows_x.sum() * rows_y.sum() / ((n - 1) * (n - 2))
-    return (cross + corner - 2 * (rows_x * rows_y).sum() / (n - 2)) / (n * (n - 3))
-
-
-def without_largest(x_ND: Tensor, n_directions: int) -> Tensor:
-    """A centred state without its largest principal directions."""
-    n_directions = min(n_directions, x_ND.shape[1])
-    axes_DD = torch.linalg.eigh(x_ND.mT @ x_ND)[1]  # ascending
-    axes_DK = axes_DD[:, x_ND.shape[1] - n_directions :]
-    return x_ND - x_ND @ axes_DK @ axes_DK.mT
+def without_largest(x_LND: Tensor, n_directions: int) -> Tensor:
+    """Centred states, (…, N, D), without their largest principal directions."""
+    n_directions = min(n_directions, x_LND.shape[-1])
+    axes_LDD = torch.linalg.eigh(x_LND.mT @ x_LND)[1]  # ascending
+    axes_LDK = axes_LDD[..., x_LND.shape[-1] - n_directions :]
+    return x_LND - x_LND @ axes_LDK @ axes_LDK.mT
 
 
 def rsa(states: list[Tensor]) -> Tensor:
     """Spearman's correlation of the correlation distances of the same tokens, (L, L); NaN where they do not vary."""
-    ranks_LP = torch.stack([_ranks(_distances(x_ND)) for x_ND in states])
+    ranks_LP = _ranks(torch.stack([_distances(x_ND) for x_ND in states]))
     centred_LP = ranks_LP - ranks_LP.mean(1, keepdim=True)
     size_L = centred_LP.norm(dim=1)
     size_L = torch.where(size_L > 0, size_L, torch.nan)
@@ -113,8 +124,9 @@ def _distances(x_ND: Tensor) -> Tensor:
     return 1 - (some_ND @ some_ND.mT)[first_P, second_P]
 
 
-def _ranks(values_P: Tensor) -> Tensor:
-    """Ranks from 0; equal values share the mean of theirs."""
-    _, which_P, counts = values_P.unique(return_inverse=True, return_counts=True)
-    last = counts.cumsum(0)
-    return (last - (counts + 1) / 2)[which_P].float()
+def _ranks(values_LP: Tensor) -> Tensor:
+    """Ranks from 0 in each row; equal values share the mean of theirs."""
+    sorted_LP = values_LP.sort(1).values
+    first_LP = torch.searchsorted(sorted_LP, values_LP)
+    last_LP = torch.searchsorted(sorted_LP, values_LP, right=True) - 1
+    return (first_LP + last_LP).float() / 2

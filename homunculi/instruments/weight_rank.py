@@ -81,7 +81,11 @@ def _participation_ratio(w_NRC: Tensor) -> Tensor:
 
 
 def _norms(tensors: dict[str, Tensor]) -> dict[str, float]:
-    return {name: float(torch.linalg.vector_norm(tensor.float())) for name, tensor in tensors.items()}
+    """All at once: a device is asked once."""
+    if not tensors:
+        return {}
+    norms = torch._foreach_norm([tensor.float() for tensor in tensors.values()])
+    return dict(zip(tensors, torch.stack(norms).tolist(), strict=True))
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
