@@ -118,7 +118,7 @@ def tell_certificates(sides: Sequence[tuple[str, Side]], as_json: bool) -> None:
 
 
 def _check_place(on: str) -> None:
-    """Another place than this machine would be another function where `fleet.launch_here` is used."""
+    """Another place than this machine would be another `launch`."""
     from homunculi.errors import InputError
 
     if on == "ray":

@@ -25,7 +25,7 @@ from homunculi.experiments.archive import EMPTY, Archive
 from homunculi.experiments.certifying import certificate_of, code_hash
 from homunculi.experiments.comparison import RECORD, Comparison, Side, read
 from homunculi.experiments.execution import Execution, Planned, Reporter
-from homunculi.experiments.fleet import Launch, launch_here
+from homunculi.experiments.fleet import Launch
 from homunculi.experiments.matching import Matched, check_comparable, matched
 from homunculi.experiments.side_by_side import Work, side_by_side
 from homunculi.experiments.skills.beside import measure_skills
@@ -97,7 +97,7 @@ class Plan:
     at_once: int
 
 
-def compare(request: Request, reporter: Reporter, launch: Launch = launch_here) -> Comparison:
+def compare(request: Request, reporter: Reporter, launch: Launch | None = None) -> Comparison:
     """Plan a comparison, print the plan, and do what is left of it; `launch` starts the runs.
 
     Raises:

@@ -1,31 +1,23 @@
-"""A run in a process of its own: how it is started, what it may see, how it ended.
+"""A run in another process: what it is told and may see, and how it ended.
 
-`homunculi.experiments.side_by_side` starts many of them. A run goes on where it stopped, so what was killed at any
-instant is started again with the same jobs. Each process holds the reading end of a pipe from this one: when this one
-is gone, however it went, the pipe ends, and the run stops itself after a checkpoint. Standard library only: the
-processes begin in this file, before torch is loaded.
+`homunculi.experiments.side_by_side` has many of them made, `homunculi.experiments.standing` starts the processes. A run
+goes on where it stopped, so what was killed at any instant is started again with the same jobs. Standard library only.
 """
 
 from __future__ import annotations
 
 import os
-import runpy
 import signal
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from homunculi.errors import DIVERGED, INTERRUPTED, PREEMPTED, TERMINATED, InputError
+from homunculi.errors import DIVERGED, INTERRUPTED, PREEMPTED, InputError
 from homunculi.runs.directory import INFO, RunDirectory, state_of
 
 LOG = "log.txt"
 OVER = ("done", "diverged", "failed", "stopped")
-GRACE_SECONDS = 60.0  # from the request to stop until a run without its fleet ends at once
 _LAST_BYTES = 4096
 
 
@@ -83,26 +75,6 @@ class Process(Protocol):
 
 Launch = Callable[[Sequence[str], Mapping[str, str], Path], Process]
 Report = Callable[[list[JobState]], None]
-
-
-def launch_here(words: Sequence[str], environment: Mapping[str, str], log: Path) -> Process:
-    """Start ``homunculi WORDS`` on this machine: the one function that another launcher replaces.
-
-    Args:
-        words: of the command line, after ``homunculi``.
-        environment: of the process.
-        log: file that what it says is appended to.
-    """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as said:
-        return subprocess.Popen(
-            [sys.executable, "-m", "homunculi.experiments.fleet", *words],
-            stdin=subprocess.PIPE,  # never written to; it ends with this process
-            stdout=subprocess.DEVNULL,
-            stderr=said,
-            env=dict(environment),
-            start_new_session=True,  # Ctrl-C reaches this process alone, which then stops the others
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,22 +172,3 @@ def environment_of(device: str) -> dict[str, str]:
         environment.setdefault("OMP_NUM_THREADS", "1")
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # neighbours want the same cores
     return environment
-
-
-def _stop_with_parent() -> None:
-    """Wait for the end of the pipe from the fleet, then stop this process as a signal would, and at last at once."""
-    while os.read(0, 1):
-        continue
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE_SECONDS)
-    os._exit(TERMINATED)
-
-
-def _run_watched() -> None:
-    """The program itself, in a process that a fleet started."""
-    threading.Thread(target=_stop_with_parent, daemon=True, name="parent").start()
-    runpy.run_module("homunculi", run_name="__main__", alter_sys=True)
-
-
-if __name__ == "__main__":
-    _run_watched()

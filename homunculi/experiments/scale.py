@@ -26,7 +26,7 @@ from homunculi.experiments.compare import Request, Wanted, compare
 from homunculi.experiments.comparison import Comparison
 from homunculi.experiments.costs import complete, cost_of, cost_of_shape, stages_of
 from homunculi.experiments.execution import Reporter
-from homunculi.experiments.fleet import Launch, launch_here
+from homunculi.experiments.fleet import Launch
 from homunculi.experiments.ladder import analyse
 from homunculi.experiments.matching import check_comparable, matched
 from homunculi.files import write_json
@@ -204,7 +204,7 @@ def requests(ladder: Ladder) -> list[Request]:
 
 
 def climb(
-    ladder: Ladder, reporter_of: Callable[[], Reporter], launch: Launch = launch_here
+    ladder: Ladder, reporter_of: Callable[[], Reporter], launch: Launch | None = None
 ) -> tuple[dict[str, Any], list[Comparison]]:
     """Do what is left of every rung, the smallest size first; after each, scale.json and its page are written anew.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,9 +25,9 @@ from homunculi.experiments.fleet import (
     begin,
     environment_of,
     how_it_ended,
-    launch_here,
     words_of,
 )
+from homunculi.experiments.standing import Standing
 from homunculi.runs.directory import METRICS, RunDirectory, state_of
 from homunculi.runs.lines import find_last
 from homunculi.runs.state import ALIVE
@@ -41,7 +41,7 @@ Result = TypeVar("Result")
 Work = Generator[Batch, None, Result]  # yields what it needs done, goes on when that is over
 
 
-def run_all(batch: Batch, launch: Launch = launch_here) -> list[JobState]:
+def run_all(batch: Batch, launch: Launch | None = None) -> list[JobState]:
     """Run jobs to their ends and say how each ended, in their order.
 
     Raises:
@@ -60,16 +60,22 @@ def run_all(batch: Batch, launch: Launch = launch_here) -> list[JobState]:
     return side_by_side([work()], launch)[0]
 
 
-def side_by_side(works: Sequence[Work[Result]], launch: Launch = launch_here) -> list[Result]:
+def side_by_side(works: Sequence[Work[Result]], launch: Launch | None = None) -> list[Result]:
     """Do several works at once, which share all places, and return what each returns.
 
     A work begins as soon as a place is free for which the works before it have no job. A job waits while one of the
     same key runs, and is then asked whether its result can be taken. Where one work fails, the others go on.
 
+    Args:
+        launch: starts the runs elsewhere than in processes of this machine.
+
     Raises:
         Stopped: a signal asked for it; the runs have stopped after a checkpoint.
         Exception: the first work that failed, once the others are over.
     """
+    if launch is None:
+        with closing(Standing()) as standing:
+            return side_by_side(works, standing)
     fleet = _Fleet([_Doing(work) for work in works], launch)
     try:
         with fleet.stopping_all():
@@ -230,7 +236,7 @@ class _Fleet:
         for doing in self.doings:
             if doing.batch is None or doing.over:
                 continue
-            for state in doing.states:
+            for state in self._in_turn(doing.states):
                 if state.state != "waiting" or self._leader(state):
                     continue
                 if doing.batch.taken(state.job):
@@ -239,6 +245,11 @@ class _Fleet:
                 else:
                     n_changed += self._start(state, doing.batch)
         return n_changed
+
+    def _in_turn(self, states: list[JobState]) -> list[JobState]:
+        """In the order in which whoever launches likes to have them; of equals the earlier first."""
+        turn = getattr(self.launch, "turn", None)
+        return states if turn is None else sorted(states, key=lambda state: turn(state.job))
 
     def _start(self, state: JobState, batch: Batch) -> bool:
         """Start a job on the device that has least to do, if one has a place left."""

@@ -16,7 +16,7 @@ from homunculi.experiments.compare import Request, Wanted, certify_sides, compar
 from homunculi.experiments.comparison import RECORD, Comparison, read
 from homunculi.experiments.comparison import Side as CertifiedSide
 from homunculi.experiments.execution import Reporter
-from homunculi.experiments.fleet import JobState, Launch, launch_here
+from homunculi.experiments.fleet import JobState, Launch
 from homunculi.experiments.side_by_side import Work, side_by_side
 from homunculi.runs.directory import runs_root
 
@@ -26,13 +26,13 @@ Resolve = Callable[[list[str]], list[Wanted]]  # words as `homunculi compare` ta
 Beside = Callable[[Comparison, Path, Reporter], Json]  # what `Claim.beside` holds
 
 
-def run(asked: Asked, resolve: Resolve, reporter: Reporter, launch: Launch = launch_here) -> Ran:
+def run(asked: Asked, resolve: Resolve, reporter: Reporter, launch: Launch | None = None) -> Ran:
     """`run_together` of one claim."""
     return run_together([asked], resolve, reporter, launch)[0]
 
 
 def run_together(
-    wishes: Sequence[Asked], resolve: Resolve, reporter: Reporter, launch: Launch = launch_here
+    wishes: Sequence[Asked], resolve: Resolve, reporter: Reporter, launch: Launch | None = None
 ) -> list[Ran]:
     """Run what claims ask for and put it into their stored results as each run ends; all claims side by side.
 
