@@ -204,15 +204,16 @@ def stability() -> Claim:
     )
     clips = {"main": (), "unclipped": ("train.clip=0",)}
     plans = tuple(
-        Plan(sides, match=TOKENS, name=name, common=("output.log_every=5", *clip)) for name, clip in clips.items()
+        Plan(sides, match=TOKENS, name=name, common=("output.log_every=5", *clip), factors=())
+        for name, clip in clips.items()
     )
     return Claim(
         id="vocab-stability",
         system=SYSTEM,
         claim="a bank of operations trains unstably",
         figure="two spikes",
-        check="leaps of the training loss over seeds and rates, with gradients clipped and not; run with --no-tune, "
-        "so that both have the rates that are named",
+        check="leaps of the training loss over seeds and rates, with gradients clipped and not; both have the rates "
+        "that are named",
         control="linear attention with dense maps",
         rule=leaps_more("soft-ops", than="dense-memory", settings=tuple(rates), parts=tuple(clips)),
         sizes={"medium": plans},
