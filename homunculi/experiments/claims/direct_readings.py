@@ -112,20 +112,27 @@ def _judged(sides: Mapping[str, _Shown]) -> tuple[str, str]:
     worse = dict.fromkeys(name for (name, _), is_lost in zip(every, lost, strict=True) if is_lost)
     reads = [name for name, shown in sides.items() if shown.holds]
     if worse:
-        told = [f"{name}: {_where(sides[name])}" for name in worse]
+        told = [f"{name}: {_lost(sides[name])}" for name in worse]
         return REFUTED, "; ".join(told) + (f"; {', '.join(reads)} read as words throughout" if reads else "")
     if len(reads) == len(sides):
         return SUPPORTED, "every state between is better than a reading without context, and every step takes off loss"
-    open_ = [f"{name}: {_where(sides[name], 'not shown')}" for name in sides if name not in reads]
-    return INCONCLUSIVE, "; ".join(open_)
+    return INCONCLUSIVE, "; ".join(f"{name}: {_open(shown)}" for name, shown in sides.items() if name not in reads)
 
 
-def _where(shown: _Shown, word: str = "no") -> str:
-    """Which gains do not lie above 0."""
+def _lost(shown: _Shown) -> str:
+    """Where the opposite is shown."""
+    states = [str(i) for i, one in shown.above.items() if one.high < 0]
+    steps = [str(i) for i, one in shown.falls.items() if one.high < 0]
+    told = [f"worse than a reading without context after step {', '.join(states)}"] if states else []
+    return " and ".join(told + ([f"more loss than before after step {', '.join(steps)}"] if steps else []))
+
+
+def _open(shown: _Shown) -> str:
+    """Where nothing is shown, or the opposite."""
     states = [str(i) for i, one in shown.above.items() if one.low <= 0]
     steps = [str(i) for i, one in shown.falls.items() if one.low <= 0]
-    told = [f"{word} gain over a reading without context after step {', '.join(states)}"] if states else []
-    return " and ".join(told + ([f"{word} fall of the loss at step {', '.join(steps)}"] if steps else []))
+    told = [f"no gain shown over a reading without context after step {', '.join(states)}"] if states else []
+    return " and ".join(told + ([f"no fall of the loss shown at step {', '.join(steps)}"] if steps else []))
 
 
 def _shown(losses_RS: Sequence[Sequence[float]], floor: float) -> _Shown:
