@@ -171,7 +171,7 @@ def shown(row: Row) -> list[str]:
     facts += [("note", note) for note in row.notes]
     for size, plans in claim.sizes.items():
         facts.append((f"size={size}", str(claim.cost(size))))
-        facts += [("", " ".join([*plan.sides, *plan.common, "--match", ",".join(plan.match)])) for plan in plans]
+        facts += [("", " ".join([*plan.sides, *plan.common, *plan.options])) for plan in plans]
     said = [f"{INDENT}{label:<12}{inert(text)}" for label, text in facts if text]
     return [claim.id, *said]
 

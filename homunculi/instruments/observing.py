@@ -74,6 +74,7 @@ def look(model: LanguageModel, ids_BT: Tensor, chosen: Iterable[str] = (), **kno
     Args:
         ids_BT: what the model reads, on its device.
         chosen: names of instruments that read a forward pass; none: all that suit the model.
+        known: as in `observe`; with `documents_BT` every state is that of a model that looks into its document alone.
 
     Raises:
         InputError: no such instrument.

@@ -6,14 +6,15 @@ before it is written, z_t = q_tᵀ S_t (linear attention, Katharopoulos et al. 2
 Long rows with narrow keys are cut into chunks of S tokens: inside a chunk a triangular product, between chunks the
 memory at their borders, which is again such a sum over chunks, with the decay a^S. Wide keys would make memories larger
 than the scores, so there the scores are computed. Adding up the gradients of many pieces costs more than the scores of
-the future do, so pieces are large.
+the future do, so pieces are large. On top of a memory a long text is read piece by piece, so that the scores of all its
+pairs are never made.
 
 Legend: B batch, H heads, T positions, K key width, J value width, N chunks, S tokens a chunk.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -24,6 +25,7 @@ from .readable import Reading
 
 CHUNK = 64
 ROWS = 1024  # of scores at a time
+PIECE = 512  # tokens that are read at a time on top of a memory
 
 
 @dataclass(slots=True)
@@ -109,6 +111,16 @@ def _by_chunks(q: Tensor, k: Tensor, w: Tensor, log_decay_H: Tensor) -> Tensor:
 
 def _go_on(q: Tensor, k: Tensor, w: Tensor, log_decay_H: Tensor, reading: Reading) -> Tensor:
     """From the slot's memory on, and into it."""
+    n_tokens, valid_BT, found = q.shape[2], reading.valid_BT, []
+    for start in range(0, n_tokens, PIECE):
+        end = min(n_tokens, start + PIECE)
+        here = replace(reading, valid_BT=None if valid_BT is None else valid_BT[:, start:end])
+        found.append(_read_on(q[:, :, start:end], k[:, :, start:end], w[:, :, start:end], log_decay_H, here))
+    return found[0] if len(found) == 1 else torch.cat(found, 2)
+
+
+def _read_on(q: Tensor, k: Tensor, w: Tensor, log_decay_H: Tensor, reading: Reading) -> Tensor:
+    """`_go_on` with a piece."""
     slot: DecaySlot = reading.slot
     n_tokens, before = q.shape[2], slot.state_BHKJ
     place_T = torch.arange(n_tokens, device=q.device)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..core.budget import Budget, count_parameters
 from ..core.cache import Cache, tensors_of
 from ..core.model import LanguageModel
+from ..core.output import Hidden
 from ..core.schedule import in_order
 from ..core.taps import NO_TAPS, TapPoint
 from ..errors import InputError
@@ -82,11 +83,19 @@ class Reading:
 
 
 class ReadableModel(LanguageModel):
-    """Start and read-out of a readable model; a subclass brings the steps between.
+    """A readable model but for its steps, which a subclass brings, with what each remembers while decoding.
+
+    Where steps are more than one after the other it has a trunk of its own, and where a place in the text matters to
+    what they remember, a cache of its own.
+
+    Attributes:
+        steps: the stored blocks, called with the state, what they share, taps and a `Reading`.
 
     Raises:
         InputError: `config.vocab_size` is 0.
     """
+
+    steps: nn.ModuleList
 
     def __init__(self, config: ReadableConfig) -> None:
         super().__init__()
@@ -104,6 +113,22 @@ class ReadableModel(LanguageModel):
         size = (1 / n_words + EPS) ** -0.5
         return taps("embed", (ids_BT[..., None] == words_V).to(dtype) * size)
 
+    def trunk(
+        self,
+        ids_BT: Tensor,
+        taps: TapPoint = NO_TAPS,
+        cache: Cache | None = None,
+        documents_BT: Tensor | None = None,
+    ) -> Hidden:
+        x_BTV = self.start(ids_BT, taps)
+        for i, reading in enumerate(self.readings(ids_BT, cache, documents_BT)):
+            x_BTV = self.steps[self.schedule[i].block](x_BTV, *self.shared(), taps.at(i), reading)
+        return Hidden(x_BTV)
+
+    def shared(self) -> tuple[Any, ...]:
+        """What every step is handed beside the state: maps of which the model has one."""
+        return ()
+
     def readings(self, ids_BT: Tensor, cache: Cache | None, documents_BT: Tensor | None) -> Iterator[Reading]:
         """One for each step of the schedule."""
         valid_BT = None if cache is None else cache.valid(ids_BT.shape[1])
@@ -115,8 +140,13 @@ class ReadableModel(LanguageModel):
         softcap = self.config.softcap
         return taps("readout.logits", softcap * torch.tanh(x_BTV * (self.logit_scale / softcap)))
 
-    def running_cache(self, slots: list[Any], batch_size: int, capacity: int) -> Cache:
-        """A cache of slots that hold running sums alone, so that a text may outgrow it."""
+    def new_slot(self, batch_size: int) -> Any:
+        """What a step remembers of nothing read, if that is running sums alone: no places, so no capacity either."""
+        raise InputError(f"cache: {type(self).__name__} says nothing of what its steps remember; give it a new_slot")
+
+    def new_cache(self, batch_size: int, capacity: int) -> Cache:
+        """A cache that a text may outgrow, one slot a step."""
+        slots = [self.new_slot(batch_size) for _ in self.schedule]
         running = tuple(tensor for slot in slots for tensor in tensors_of(slot))
         return Cache(slots, batch_size, capacity, self.logit_scale.device, running)
 

@@ -12,6 +12,7 @@ from homunculi.errors import InputError
 from homunculi.experiments.claims.catalogue import claims, find
 from homunculi.experiments.claims.entry import Claim, Plan
 from homunculi.experiments.claims.evidence import Evidence, Part, first_look
+from homunculi.experiments.claims.keeping import Asked
 from homunculi.experiments.claims.ncn import SHARE, count_overhead
 from homunculi.experiments.claims.table import row
 from homunculi.experiments.costs import complete
@@ -139,3 +140,17 @@ def test_costs_follow_from_sides_seeds_and_trials() -> None:
     assert cost is not None and (cost.runs, cost.trials) == (12, 9)
     assert cost.minutes == pytest.approx((12 + 9 / 4) * claim.minutes["small"]) and "CPU" in cost.machine
     assert find("ncn-kv").cost() is None
+
+
+def test_a_plan_says_which_rates_are_tried_and_the_claim_about_named_rates_tries_none() -> None:
+    claim = find("vocab-stability")
+    cost = claim.cost(seeds=5)
+    assert cost is not None and (cost.runs, cost.trials) == (60, 0)
+    for plan in claim.sizes["medium"]:
+        asked = Asked(claim=claim, results=Path("results"))
+        assert asked.factors_of(plan) == () and plan.options == ["--match", "tokens", "--no-tune"]
+    sides = ("a=gpt:small", "b=gpt:small")
+    assert Plan(sides).options == ["--match", "parameters,tokens"] and Plan(sides).n_trials == 6
+    two = Plan(sides, factors=(0.5, 2.0))
+    assert two.options[2:] == ["--tune", "0.5,2"] and two.n_trials == 4
+    assert Asked(claim=claim, results=Path("results"), factors=(1.0,)).factors_of(two) == (1.0,)

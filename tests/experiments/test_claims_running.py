@@ -224,6 +224,19 @@ def test_bad_wishes_are_one_line(changes: dict[str, Any], message: str, fresh: R
     assert not (fresh.base / "results").exists()
 
 
+def test_a_plan_with_rates_of_its_own_tries_none_unasked_and_refuses_to(fresh: Runner) -> None:
+    own = tuple(replace(plan, factors=()) for plan in fresh.claim.sizes["small"])
+    fresh.claim = replace(fresh.claim, sizes={"small": own}, minutes={"small": 1.0})
+    with pytest.raises(InputError, match="--tune: the sides of toy have the learning rates that it names"):
+        fresh(factors=(0.5, 1.0))
+    assert not (fresh.base / "results").exists()
+    _, launch, _ = fresh(factors=None, sides=("idea",))
+    assert len(launch.folders) == 4 and fresh.part()["tuning"] == [] and fresh.part()["factors"] == []
+    tuned = replace(planned(), factors=[0.5, 1.0], sides=[side("plain", "gpt:small")])
+    with pytest.raises(InputError, match="it tries learning rates, and the sides of the claim"):
+        fitting(fresh.claim, tuned)
+
+
 def test_a_claim_that_is_stopped_keeps_what_has_ended(fresh: Runner) -> None:
     launch = Inside()
 

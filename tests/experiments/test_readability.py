@@ -10,7 +10,8 @@ import torch
 
 from homunculi.core.catalogue import catalogue
 from homunculi.errors import InputError
-from homunculi.experiments.readability import shares_of_gain, step_losses
+from homunculi.evals.loss import held_out_loss
+from homunculi.experiments.readability import read_steps, shares_of_gain, step_losses
 from homunculi.models import build, get, names
 from tests.instruments.planted_words import Planted, expected, some_ids
 
@@ -34,6 +35,28 @@ def test_the_last_loss_is_the_models_whatever_the_architecture(name: str) -> Non
         logits = model.eval()(ids_BT).logits[:, :-1]
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids_BT[:, 1:].flatten())
     assert losses[-1] == pytest.approx(float(loss), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gpt", "vocab_dense_memory", "vocab_shared_maps"])
+def test_a_document_is_read_as_where_it_stands_alone_and_as_evaluation_reads_it(name: str) -> None:
+    torch.manual_seed(0)
+    model = build(name, **({"vocab_size": 64, "max_seq_len": 24} | dict(get(name).variants[0])))
+    ids_BT = torch.randint(1, 64, (2, 24))
+    ids_BT[:, 10] = 0  # opens the second document
+    apart = step_losses(model, ids_BT, separator=0)
+    first, second = (np.array(step_losses(model, part)) for part in (ids_BT[:, :11], ids_BT[:, 10:]))
+    assert apart == pytest.approx((10 * first + 13 * second) / 23, rel=1e-5)
+    assert abs(apart[-1] - step_losses(model, ids_BT)[-1]) > 1e-4
+    evaluated = held_out_loss(model, ids_BT.numpy(), np.ones(64), separator=0)
+    assert apart[-1] == pytest.approx(evaluated.loss, rel=1e-5)
+
+
+def test_a_top_word_is_kept_where_it_is_the_final_one() -> None:
+    ids_BT = some_ids()
+    kept = [one.kept for one in read_steps(Planted(8.0, 6.0), ids_BT)]
+    top_3BT = expected(ids_BT, 8.0, 6.0)[:, :, :-1].argmax(-1)
+    assert kept == pytest.approx((top_3BT == top_3BT[-1]).mean((1, 2)).tolist())
+    assert kept[0] < 1 and kept[-1] == 1
 
 
 def test_a_list_of_ids_is_one_row() -> None:

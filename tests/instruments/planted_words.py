@@ -36,9 +36,6 @@ class Planted(ReadableModel):
             x_BTV = taps.at(i)("resid_post", taps.at(i)("resid_pre", x_BTV) + added_V)
         return Hidden(x_BTV)
 
-    def new_cache(self, batch_size: int, capacity: int) -> Cache:
-        return self.running_cache([], batch_size, capacity)
-
     def budget(self, context: int | None = None) -> Budget:
         return self.counted(0, 0)
 

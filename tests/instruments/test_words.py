@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from homunculi.experiments.readability import step_losses
 from homunculi.instruments import words
 from homunculi.instruments.observation import Observation
 from homunculi.instruments.observing import look, observe
@@ -142,3 +143,14 @@ def test_what_does_not_change_and_what_is_no_number_is_not_named() -> None:
     change_NV = torch.tensor([[0.0, 0.3, -0.2, 0.0005], [torch.nan] * 4])
     up, down = raised_and_lowered(change_NV, 3, 3, least=0.001)
     assert up == [[(1, pytest.approx(0.3))], []] and down == [[(2, pytest.approx(-0.2))], []]
+
+
+def test_losses_of_states_know_where_documents_begin() -> None:
+    torch.manual_seed(0)
+    model = build("vocab_dense_memory", vocab_size=32, n_steps=2, d_memory=8, d_mlp=8, max_seq_len=20)
+    ids_BT = torch.randint(1, 32, (2, 20))
+    ids_BT[:, 8] = 0
+    found = look(model, ids_BT, ["words"], documents_BT=(ids_BT == 0).cumsum(1))["words"]
+    losses = row(found.values, "loss")
+    assert losses.tolist() == pytest.approx(step_losses(model, ids_BT, separator=0), rel=1e-5)
+    assert abs(float(losses[-1]) - step_losses(model, ids_BT)[-1]) > 1e-4

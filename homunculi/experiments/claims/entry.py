@@ -38,6 +38,8 @@ class Plan:
         match: what is made equal.
         name: of the part of the result; a claim of one comparison has one part.
         common: assignments of all sides.
+        factors: of learning rates that each side tries; empty: every side has the rate that it names; None: three, or
+            what is asked for.
 
     Raises:
         ValueError: a side is not written like that.
@@ -47,6 +49,7 @@ class Plan:
     match: tuple[str, ...] = ("parameters", "tokens")
     name: str = "main"
     common: tuple[str, ...] = ()
+    factors: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         for text in self.sides:
@@ -61,6 +64,18 @@ class Plan:
     @property
     def names(self) -> list[str]:
         return [side.name for side in self.parsed]
+
+    @property
+    def options(self) -> list[str]:
+        """What of it `homunculi compare` is told beside sides and assignments."""
+        tried = ",".join(f"{factor:g}" for factor in self.factors or ())
+        tuning = [] if self.factors is None else ["--tune", tried] if tried else ["--no-tune"]
+        return ["--match", ",".join(self.match), *tuning]
+
+    @property
+    def n_trials(self) -> int:
+        """Of learning rates, at least."""
+        return len(self.sides) * (TRIALS_A_SIDE if self.factors is None else len(self.factors))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +145,8 @@ class Claim:
         size = size or self.default_size
         if size not in self.sizes:
             return None
-        n_sides = sum(len(plan.sides) for plan in self.sizes[size])
-        runs, trials = n_sides * seeds, n_sides * TRIALS_A_SIDE
+        runs = seeds * sum(len(plan.sides) for plan in self.sizes[size])
+        trials = sum(plan.n_trials for plan in self.sizes[size])
         return Cost(runs, trials, (runs + TRIAL_FRAC * trials) * self.minutes[size], MACHINES[size])
 
 

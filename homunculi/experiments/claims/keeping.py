@@ -24,8 +24,8 @@ class Asked:
         size: of the claim's sizes. common: assignments of all sides.
         sides: names; empty: all. The first side of a plan is always among them.
         seeds: how many, from `first_seed` on.
-        factors: of learning rates to try; empty: none; None: three. Rates that the stored result has are not looked for
-            again unless factors are named.
+        factors: of learning rates to try; empty: none; None: those of the plan. Rates that the stored result has are
+            not looked for again unless factors are named.
         at_once, device, baselines: as in `compare.Request`.
         folder: of the runs; None: one that follows from what is asked.
         results: where the stored result lies.
@@ -52,6 +52,10 @@ class Asked:
     @property
     def plans(self) -> tuple[Plan, ...]:
         return self.claim.sizes[self.at]
+
+    def factors_of(self, plan: Plan) -> tuple[float, ...] | None:
+        """Factors that the sides of a plan try, as `compare.Request` takes them."""
+        return plan.factors if self.factors is None else self.factors
 
     @property
     def seeds_asked(self) -> range:

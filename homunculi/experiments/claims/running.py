@@ -115,6 +115,8 @@ def _check(asked: Asked) -> None:
     names = {name for plan in asked.plans for name in plan.names}
     if unknown := [name for name in asked.sides if name not in names]:
         raise InputError(f"--sides: {claim.id} has no side {unknown[0]}; it has {', '.join(sorted(names))}")
+    if asked.factors and any(plan.factors == () for plan in asked.plans):
+        raise InputError(f"--tune: the sides of {claim.id} have the learning rates that it names; leave the option out")
     if asked.first_seed < 0:
         raise InputError(f"--first-seed: {asked.first_seed} is below 0")
 
@@ -139,13 +141,13 @@ def _rates(asked: Asked, plan: Plan, stored: Json | None) -> dict[str, float]:
     """Learning rates that the stored result has found, if it has one for every side."""
     known = {side["name"]: side["lr"] for side in stored_part(stored, plan).get("sides", []) if side["lr"]}
     chosen = [side.name for side in _chosen(asked, plan)]
-    return {name: known[name] for name in chosen} if not asked.factors and known.keys() >= set(chosen) else {}
+    return {name: known[name] for name in chosen} if not asked.factors_of(plan) and known.keys() >= set(chosen) else {}
 
 
 def _comparing(keeping: Keeping, resolve: Resolve, reporter: Reporter) -> Work[Comparison]:
     """Carry out one comparison; where it is stopped, keep what has ended."""
     asked, plan, ran = keeping.asked, keeping.plan, keeping.ran
-    folder, seeds, factors = _folder(asked, plan), asked.seeds_asked, asked.factors
+    folder, seeds, factors = _folder(asked, plan), asked.seeds_asked, asked.factors_of(plan)
     rates = {} if (folder / RECORD).exists() else _rates(asked, plan, ran.stored)
     if rates:
         reporter.message(f"{asked.claim.id}: learning rates are those of the stored result")
@@ -188,7 +190,7 @@ def _words(asked: Asked, plan: Plan, first_seed: int, rates: Mapping[str, float]
 
 def _folder(asked: Asked, plan: Plan) -> Path:
     """Of a comparison: the same for the same request, whatever the number of seeds."""
-    asked_for = [asked.at, asked.common, sorted(asked.sides), asked.first_seed, asked.factors]
+    asked_for = [asked.at, asked.common, sorted(asked.sides), asked.first_seed, asked.factors_of(plan)]
     key = hashlib.sha256(json.dumps(asked_for).encode()).hexdigest()[:6]
     folder = asked.folder or runs_root() / f"claim-{asked.claim.id}-{asked.at}-{key}"
     return folder if len(asked.plans) == 1 else folder / plan.name
@@ -250,6 +252,8 @@ def fitting(claim: Claim, comparison: Comparison) -> tuple[str, Plan, list[str]]
 def _common(plan: Plan, comparison: Comparison) -> tuple[list[str], str]:
     """What a comparison assigns to all sides beyond the plan, and how it differs from the plan."""
     known = {side.name: side for side in plan.parsed}
+    if plan.factors == () and comparison.factors:
+        return [], "it tries learning rates, and the sides of the claim have those that they name"
     if sorted(comparison.match) != sorted(plan.match):
         return [], f"it matches {', '.join(comparison.match)} and not {', '.join(plan.match)}"
     if comparison.sides[0].name != plan.names[0]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from homunculi.evals.statistics import holm
+from homunculi.experiments.claims.direct_readings import readings, reads_as_words
 from homunculi.experiments.claims.entry import Claim, Plan, claim
 from homunculi.experiments.claims.evidence import (
     ALPHA,
@@ -53,6 +54,7 @@ ALGORITHMS = (
     "homunculi skills vocab_dense_memory vocab_shared_maps gpt recursive task=copy,reverse,add,parity tokens=8 "
     "digits=4 length=16 seeds=3 steps=400 rows=32 lrs=3e-3 wds=0.1 --match none"
 )
+READINGS = "python -m benchmarks.readings --device cuda --write benchmarks/results/readings.json"
 EQUAL = {"main": "parameters", "flops": "FLOPs"}  # part of vocab-match → what is equal there
 
 
@@ -136,9 +138,11 @@ def readable() -> Claim:
         id="vocab-readable",
         system=SYSTEM,
         claim="every state between input and output reads as words",
-        check="top words of each step; loss of each step's state read out directly",
-        control="a logit lens on the plain transformer",
-        needs="the losses of each step's state in a stored result",
+        check="loss of each step's state read out directly, against the one before and a reading without context",
+        control="a logit lens on the plain transformer, put to the same questions; it is shown and decides nothing",
+        rule=reads_as_words(READINGS),
+        beyond="whether a person finds the words telling; only losses are judged",
+        count=readings("readings"),
     )
 
 
@@ -204,15 +208,16 @@ def stability() -> Claim:
     )
     clips = {"main": (), "unclipped": ("train.clip=0",)}
     plans = tuple(
-        Plan(sides, match=TOKENS, name=name, common=("output.log_every=5", *clip)) for name, clip in clips.items()
+        Plan(sides, match=TOKENS, name=name, common=("output.log_every=5", *clip), factors=())
+        for name, clip in clips.items()
     )
     return Claim(
         id="vocab-stability",
         system=SYSTEM,
         claim="a bank of operations trains unstably",
         figure="two spikes",
-        check="leaps of the training loss over seeds and rates, with gradients clipped and not; run with --no-tune, "
-        "so that both have the rates that are named",
+        check="leaps of the training loss over seeds and rates, with gradients clipped and not; both have the rates "
+        "that are named",
         control="linear attention with dense maps",
         rule=leaps_more("soft-ops", than="dense-memory", settings=tuple(rates), parts=tuple(clips)),
         sizes={"medium": plans},

@@ -19,10 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.budget import Budget
-from ...core.cache import Cache
 from ...core.held import Holding
-from ...core.output import Hidden
-from ...core.taps import NO_TAPS, TapPoint
+from ...core.taps import TapPoint
 from ...parts.decay_attention import DecaySlot, decay_attention, decay_flops
 from ...parts.fourier import FourierOp, coefficients, fourier_basis, reading_map
 from ...parts.readable import ACTIVATIONS, ReadableConfig, ReadableModel, Reading, number, rms
@@ -191,22 +189,12 @@ class BandedFourier(ReadableModel):
         self.register_buffer("basis_VW", basis_VW, persistent=False)
         self.steps = nn.ModuleList(Step(config) for _ in self.schedule)
 
-    def trunk(
-        self,
-        ids_BT: Tensor,
-        taps: TapPoint = NO_TAPS,
-        cache: Cache | None = None,
-        documents_BT: Tensor | None = None,
-    ) -> Hidden:
-        x_BTV = self.start(ids_BT, taps)
-        for i, reading in enumerate(self.readings(ids_BT, cache, documents_BT)):
-            x_BTV = self.steps[self.schedule[i].block](x_BTV, self.basis_VW, taps.at(i), reading)
-        return Hidden(x_BTV)
+    def shared(self) -> tuple[Any, ...]:
+        return (self.basis_VW,)
 
-    def new_cache(self, batch_size: int, capacity: int) -> Cache:
+    def new_slot(self, batch_size: int) -> DecaySlot:
         shape = (batch_size, 2, self.config.n_channels, self.config.n_channels)
-        slots = [DecaySlot.empty(shape, self.logit_scale) for _ in self.schedule]
-        return self.running_cache(slots, batch_size, capacity)
+        return DecaySlot.empty(shape, self.logit_scale)
 
     def budget(self, context: int | None = None) -> Budget:
         c, n = self.config, len(self.schedule)

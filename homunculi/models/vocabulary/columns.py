@@ -133,10 +133,9 @@ class Columns(ReadableModel):
         confidence_C = torch.stack([*self.confidences.parameters()])
         return (confidence_C - self.inhibition_CC @ confidence_C.detach()).softmax(0)
 
-    def new_cache(self, batch_size: int, capacity: int) -> Cache:
+    def new_slot(self, batch_size: int) -> DecaySlot:
         size = self.config.slice_size
-        slots = [DecaySlot.empty((batch_size, 1, size, size), self.logit_scale) for _ in self.schedule]
-        return self.running_cache(slots, batch_size, capacity)
+        return DecaySlot.empty((batch_size, 1, size, size), self.logit_scale)
 
     def budget(self, context: int | None = None) -> Budget:
         c, n, size = self.config, len(self.schedule), self.config.slice_size

@@ -16,9 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.budget import Budget
-from ...core.cache import Cache
-from ...core.output import Hidden
-from ...core.taps import NO_TAPS, TapPoint
+from ...core.taps import TapPoint
 from ...parts.causal_conv import CausalConv, ConvSlot
 from ...parts.fourier import FourierOp, WordOrder, fourier_basis
 from ...parts.readable import ACTIVATIONS, ReadableConfig, ReadableModel, Reading, rms
@@ -92,23 +90,13 @@ class Convolution(ReadableModel):
         self.register_buffer("basis_VW", basis_VW, persistent=False)
         self.steps = nn.ModuleList(Step(config) for _ in self.schedule)
 
-    def trunk(
-        self,
-        ids_BT: Tensor,
-        taps: TapPoint = NO_TAPS,
-        cache: Cache | None = None,
-        documents_BT: Tensor | None = None,
-    ) -> Hidden:
-        x_BTV = self.start(ids_BT, taps)
-        for i, reading in enumerate(self.readings(ids_BT, cache, documents_BT)):
-            x_BTV = self.steps[self.schedule[i].block](x_BTV, self.basis_VW, taps.at(i), reading)
-        return Hidden(x_BTV)
+    def shared(self) -> tuple[Any, ...]:
+        return (self.basis_VW,)
 
-    def new_cache(self, batch_size: int, capacity: int) -> Cache:
+    def new_slot(self, batch_size: int) -> ConvSlot:
         dtype = self.compute_dtype or self.logit_scale.dtype
         shape = (batch_size, self.config.kernel_size - 1, self.config.vocab_size)
-        slots = [ConvSlot.empty(self.logit_scale, shape, dtype) for _ in self.schedule]
-        return self.running_cache(slots, batch_size, capacity)
+        return ConvSlot.empty(self.logit_scale, shape, dtype)
 
     def budget(self, context: int | None = None) -> Budget:
         c = self.config

@@ -88,10 +88,9 @@ class EmbeddedSlices(ReadableModel):
             x_BTV = taps.at(wave[-1])("resid_post", x_BTV)
         return Hidden(x_BTV)
 
-    def new_cache(self, batch_size: int, capacity: int) -> Cache:
+    def new_slot(self, batch_size: int) -> DecaySlot:
         size = self.config.slice_size
-        slots = [DecaySlot.empty((batch_size, 1, size, size), self.logit_scale) for _ in self.schedule]
-        return self.running_cache(slots, batch_size, capacity)
+        return DecaySlot.empty((batch_size, 1, size, size), self.logit_scale)
 
     def budget(self, context: int | None = None) -> Budget:
         c = self.config

@@ -200,10 +200,9 @@ class HardRouting(ReadableModel):
         x_BTV, cost_BT1 = halted(states, ps)
         return Hidden(x_BTV, {"ponder": self.config.ponder_weight * cost_BT1.mean()})
 
-    def new_cache(self, batch_size: int, capacity: int) -> Cache:
+    def new_slot(self, batch_size: int) -> DecaySlot:
         shape = (batch_size, len(FIRST_DECAYS), self.config.d_memory, self.config.d_memory)
-        slots = [DecaySlot.empty(shape, self.logit_scale) for _ in self.schedule]
-        return self.running_cache(slots, batch_size, capacity)
+        return DecaySlot.empty(shape, self.logit_scale)
 
     def budget(self, context: int | None = None) -> Budget:
         c, n, n_scales = self.config, len(self.schedule), len(FIRST_DECAYS)

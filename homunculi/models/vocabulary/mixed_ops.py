@@ -20,10 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.budget import Budget
-from ...core.cache import Cache
 from ...core.held import Holding
-from ...core.output import Hidden
-from ...core.taps import NO_TAPS, TapPoint
+from ...core.taps import TapPoint
 from ...parts.decay_attention import DecaySlot, decay_attention, decay_flops
 from ...parts.linear import Linear
 from ...parts.maps import Affine, side_by_side
@@ -193,31 +191,14 @@ class MixedOps(ReadableModel):
         self.memory = MemoryMaps(config)
         self.steps = nn.ModuleList(Step(config) for _ in self.schedule)
 
-    def trunk(
-        self,
-        ids_BT: Tensor,
-        taps: TapPoint = NO_TAPS,
-        cache: Cache | None = None,
-        documents_BT: Tensor | None = None,
-    ) -> Hidden:
-        x_BTV = self.start(ids_BT, taps)
-        for i, reading in enumerate(self.readings(ids_BT, cache, documents_BT)):
-            x_BTV = self.steps[self.schedule[i].block](x_BTV, self.memory, taps.at(i), reading)
-        return Hidden(x_BTV)
+    def shared(self) -> tuple[Any, ...]:
+        return (self.memory,)
 
-    def new_cache(self, batch_size: int, capacity: int) -> Cache:
+    def new_slot(self, batch_size: int) -> Slot:
         c, like = self.config, self.logit_scale
         shape = (batch_size, 1, c.d_memory, c.d_memory)
-        wide = torch.promote_types(like.dtype, torch.float32)
-        slots = [
-            Slot(
-                like.new_zeros((batch_size, c.vocab_size), dtype=wide),
-                DecaySlot.empty(shape, like),
-                DecaySlot.empty(shape, like),
-            )
-            for _ in self.schedule
-        ]
-        return self.running_cache(slots, batch_size, capacity)
+        sum_BV = like.new_zeros((batch_size, c.vocab_size), dtype=torch.promote_types(like.dtype, torch.float32))
+        return Slot(sum_BV, DecaySlot.empty(shape, like), DecaySlot.empty(shape, like))
 
     def budget(self, context: int | None = None) -> Budget:
         c, n = self.config, len(self.schedule)

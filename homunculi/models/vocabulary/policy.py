@@ -18,10 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.budget import Budget
-from ...core.cache import Cache
 from ...core.held import Holding
-from ...core.output import Hidden
-from ...core.taps import NO_TAPS, TapPoint
+from ...core.taps import TapPoint
 from ...parts.decay_attention import DecaySlot, decay_attention, decay_flops
 from ...parts.linear import Linear
 from ...parts.maps import Affine, side_by_side
@@ -138,22 +136,12 @@ class Policy(ReadableModel):
         self.operations = Operations(config)
         self.steps = nn.ModuleList(Step(config) for _ in self.schedule)
 
-    def trunk(
-        self,
-        ids_BT: Tensor,
-        taps: TapPoint = NO_TAPS,
-        cache: Cache | None = None,
-        documents_BT: Tensor | None = None,
-    ) -> Hidden:
-        x_BTV = self.start(ids_BT, taps)
-        for i, reading in enumerate(self.readings(ids_BT, cache, documents_BT)):
-            x_BTV = self.steps[self.schedule[i].block](x_BTV, self.operations, taps.at(i), reading)
-        return Hidden(x_BTV)
+    def shared(self) -> tuple[Any, ...]:
+        return (self.operations,)
 
-    def new_cache(self, batch_size: int, capacity: int) -> Cache:
+    def new_slot(self, batch_size: int) -> DecaySlot:
         shape = (batch_size, 1, self.config.d_state, self.config.d_state)
-        slots = [DecaySlot.empty(shape, self.logit_scale) for _ in self.schedule]
-        return self.running_cache(slots, batch_size, capacity)
+        return DecaySlot.empty(shape, self.logit_scale)
 
     def budget(self, context: int | None = None) -> Budget:
         c, n, d = self.config, len(self.schedule), self.config.d_state

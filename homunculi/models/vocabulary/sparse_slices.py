@@ -127,10 +127,9 @@ class SparseSlices(ReadableModel):
             loss = self.config.step_loss_decay * loss + said
         return self.config.step_loss * loss
 
-    def new_cache(self, batch_size: int, capacity: int) -> Cache:
+    def new_slot(self, batch_size: int) -> DecaySlot:
         size = self.config.slice_size
-        slots = [DecaySlot.empty((batch_size, 1, size, size), self.logit_scale) for _ in self.schedule]
-        return self.running_cache(slots, batch_size, capacity)
+        return DecaySlot.empty((batch_size, 1, size, size), self.logit_scale)
 
     def budget(self, context: int | None = None) -> Budget:
         c = self.config

@@ -173,10 +173,9 @@ class TiedFourier(ReadableModel):
         for memory_scale, op_scale, end_scale, decay_shift_H in scales:
             yield Use(self.basis_VW, self.q_CW, self.k_CW, memory_scale, op_scale, end_scale, decay_shift_H)
 
-    def new_cache(self, batch_size: int, capacity: int) -> Cache:
+    def new_slot(self, batch_size: int) -> DecaySlot:
         shape = (batch_size, self.config.n_heads, self.config.d_head, self.config.d_head)
-        slots = [DecaySlot.empty(shape, self.logit_scale) for _ in self.schedule]
-        return self.running_cache(slots, batch_size, capacity)
+        return DecaySlot.empty(shape, self.logit_scale)
 
     def budget(self, context: int | None = None) -> Budget:
         c, n_columns, n = self.config, 2 * self.config.n_waves, len(self.schedule)
