@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from homunculi.experiments.skills.cells import Cell
+from homunculi.tasks import registry
 from homunculi.tasks.registry import Examples, Task
 from homunculi.train.loss import IGNORED
 
@@ -27,6 +28,11 @@ def training_batches(cell: Cell, task: Task) -> Iterator[Tensor]:
     while True:
         drawn = pack(task.generate(rng, _BATCHES * cell.rows, split="train", **cell.dials))
         yield from drawn.split(cell.rows, 1)
+
+
+def vocabulary_of(task: Task, dials: Mapping[str, Any]) -> int:
+    """Words of the rows that a model is trained with and asked at, those beyond training included."""
+    return max(task.vocabulary(**one) for one in (dials, *(then for _, _, then in registry.harder(task, dials))))
 
 
 def judged(cell: Cell, task: Task, split: Split, dials: Mapping[str, Any] | None = None) -> Examples:
