@@ -109,11 +109,13 @@ class Battery:
         """Grids, then the other seeds at what was chosen; both at once where there is nothing to choose."""
         n = self.settings.seeds
         if len(self.settings.grid) == 1:
-            yield [cell for point in ranked for cell in (*point.grid, *point.other_seeds(point.grid[0], n))]
+            whole = [(*point.grid, *point.other_seeds(point.grid[0], n)) for point in ranked]
+            yield [cells[place] for place in range(n) for cells in whole]  # a battery that is stopped has first seeds
             return
         yield [cell for point in ranked for cell in point.grid]
         chosen = [(point, scores.chosen_of(point, self.results)) for point in ranked]
-        yield [cell for point, best in chosen if best is not None for cell in point.other_seeds(best, n)]
+        others = [point.other_seeds(best, n) for point, best in chosen if best is not None]
+        yield [cells[place] for place in range(n - 1) for cells in others]
 
     def _train(self, cells: Sequence[Cell]) -> None:
         """Train cells that the folder lacks, and read all that are there. The first ones settle which setting is best,

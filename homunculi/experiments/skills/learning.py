@@ -98,8 +98,8 @@ def train(cell: Cell, task: Task, device: torch.device, told: Told = lambda step
     learned = Learned(model, device, [], 0, False)
     every = max(1, cell.steps // EVALUATIONS)
     last: Any = None
-    for step, packed in zip(range(1, cell.steps + 1), training_batches(cell, task), strict=False):
-        last = updater.update(step, [packed.to(device, non_blocking=True)], False)
+    for step, packed in zip(range(1, cell.steps + 1), training_batches(cell, task, device), strict=False):
+        last = updater.update(step, [packed], False)
         learned.steps = step
         if step % every and step < cell.steps:
             continue
