@@ -20,7 +20,7 @@ from homunculi.report.plot import COLOURS, SMALL, Plot, Series, draw, legend
 from homunculi.report.radar import MORE_STYLE, Spoke, draw_radar
 from homunculi.report.skills_depth import depth_figures
 from homunculi.report.skills_record import Record, decimals, value_of
-from homunculi.report.skills_scores import beyond_table, scores_table
+from homunculi.report.skills_scores import TABLE_STYLE, beyond_table, scores_table
 from homunculi.report.style import POLICY, SCRIPT, STYLE
 from homunculi.runs import clock
 
@@ -28,6 +28,7 @@ RECORD = "skills.json"
 REPORT = "report.html"
 FORMAT = 1
 _FEWEST_SPOKES = 3
+_MOST_LINES = 8  # of a radar; of more nothing can be told apart
 _MOST_BANDS = 4
 _BANDS = """
 .banded g.faint { stroke-width: .6; opacity: 1; fill-opacity: .16; stroke-opacity: .25; }
@@ -38,8 +39,13 @@ _BANDS = """
 """
 
 
-def write_skills_report(folder: Path) -> Path:
-    """Write FOLDER/report.html, whole or not at all, and return its path.
+def is_battery(folder: Path) -> bool:
+    """Whether a folder is that of a battery of skills."""
+    return (Path(folder) / RECORD).is_file()
+
+
+def write_skills_report(folder: Path, out: Path | None = None) -> Path:
+    """Write FOLDER/report.html, or `out`, whole or not at all, and return its path.
 
     Raises:
         InputError: the folder has no skills.json, or it is not a JSON object.
@@ -54,8 +60,9 @@ def write_skills_report(folder: Path) -> Path:
         raise InputError(f"{path}: cannot be read as JSON: restore it from a copy") from None
     if not isinstance(raw, dict):
         raise InputError(f"{path}: is not a JSON object: restore it from a copy")
-    write_atomic(Path(folder) / REPORT, render_skills(Record(raw)))
-    return Path(folder) / REPORT
+    place = out or Path(folder) / REPORT
+    write_atomic(place, render_skills(Record(raw)))
+    return place
 
 
 def render_skills(record: Record) -> str:
@@ -84,7 +91,7 @@ def _document(body: Html) -> str:
         element("meta", name="color-scheme", content="light dark"),
         element("link", rel="icon", href="data:,"),
         element("title", "skills · homunculi"),
-        element("style", Html(STYLE + _BANDS + MORE_STYLE)),
+        element("style", Html(STYLE + _BANDS + MORE_STYLE + TABLE_STYLE)),
     )
     page = element("html", head, element("body", element("main", body), element("script", Html(SCRIPT))), lang="en")
     return f"<!doctype html>\n{page}\n"
@@ -119,7 +126,7 @@ def _overview(record: Record) -> Html | None:
     whole = [
         task for task in finished if shown and all(value_of(by_side[name].get(task)) is not None for name in shown)
     ]
-    if len(whole) < _FEWEST_SPOKES:
+    if len(whole) < _FEWEST_SPOKES or len(shown) > _MOST_LINES:
         return None
     spokes = [
         Spoke(task, _share(record.of("scores", task)[0], "chance"), _share(record.of("scores", task)[0], "ceiling"))

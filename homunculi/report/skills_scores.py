@@ -11,7 +11,17 @@ from homunculi.report.markup import Html, element, join, table
 from homunculi.report.numbers import number
 from homunculi.report.skills_record import Record, decimals, value_of
 
-TABLE_STYLE = ""
+# Of many architectures: names upright, the first column in sight, intervals on pointing.
+TABLE_STYLE = """
+table.skills th[scope=row] { position: sticky; left: 0; background: var(--ground); z-index: 1; min-width: 9rem; }
+table.skills td { white-space: nowrap; }
+table.skills strong { text-decoration: underline; text-underline-offset: .2em; }
+table.skills strong::after { content: " ▲"; font-size: .7em; }
+table.many th[scope=col] { writing-mode: vertical-rl; white-space: nowrap; vertical-align: bottom; }
+table.many th[scope=col]:first-child { writing-mode: horizontal-tb; }
+table.many td .tag, table.many th .tag { display: none; }
+"""
+_MANY = 6  # architectures, beyond which intervals are shown on pointing alone
 
 
 def scores_table(record: Record) -> Html | None:
@@ -33,10 +43,15 @@ def scores_table(record: Record) -> Html | None:
     head = ("", *(element("bdi", side) for side in record.sides), "chance", "two tokens", "best possible")
     note = (
         "Mean accuracy over the swept dial, the area under the difficulty curve; small: 95 % interval over seeds. "
-        "Bold: the highest mean of the row, whether or not the intervals part. Chance: a uniform guess among all "
-        "answers; two tokens: the best reader of the last two tokens alone, who has not looked back."
+        "Bold, with ▲: the highest mean of the row, whether or not the intervals part. Pointing at a score tells its "
+        "interval and seeds. Chance: a uniform guess among all answers; two tokens: the best reader of the last two "
+        "tokens alone, who has not looked back."
     )
-    return join([table(head, rows), element("p", note, class_="note")])
+    return join([table(head, rows, class_=_look(record)), element("p", note, class_="note")])
+
+
+def _look(record: Record) -> str:
+    return "skills many" if len(record.sides) > _MANY else "skills"
 
 
 def _cell(entry: Mapping[str, Any] | None, best: float) -> Html | str:
@@ -45,7 +60,8 @@ def _cell(entry: Mapping[str, Any] | None, best: float) -> Html | str:
         return "–"
     low, high = number(entry.get("low")), number(entry.get("high"))
     words = "one seed" if low is None or high is None else spanned(f"{low:.2f}", f"{high:.2f}")
-    shown = element("strong", f"{value:.3f}") if value == best else element("span", f"{value:.3f}")
+    said = f"{text_of(entry.get('architecture'))}: {words}, seeds: {text_of(entry.get('n'))}"
+    shown = element("strong" if value == best else "span", f"{value:.3f}", title=said)
     return join([shown, element("small", words, class_="tag")])
 
 
@@ -80,4 +96,4 @@ def beyond_table(record: Record) -> Html | None:
             )
         )
     head = ("", *(element("bdi", side) for side in record.sides), "chance", "best possible")
-    return table(head, body)
+    return table(head, body, class_=_look(record))

@@ -30,7 +30,7 @@ from homunculi.tasks.registry import Task
 
 RECORD = "skills.json"
 FORMAT = 1
-_WRITE_SECONDS = 10.0
+_WRITE_SECONDS, _WRITE_SHARE = 10.0, 20  # between two writings, and times what one took
 
 
 class Reporter(Protocol):
@@ -120,15 +120,16 @@ class Battery:
     def _train(self, cells: Sequence[Cell]) -> None:
         """Train cells that the folder lacks, and read all that are there. The first ones settle which setting is best,
         so they have the folder written as they come."""
-        last = clock.now()
+        last, took = clock.now(), 0.0
 
         def report(progress: Progress) -> None:
-            nonlocal last
+            nonlocal last, took
             self.reporter.progress(progress)
-            if clock.now() - last > _WRITE_SECONDS:
-                last = clock.now()
+            if clock.now() - last > max(_WRITE_SECONDS, _WRITE_SHARE * took):
+                began = clock.now()
                 self._read(cells)
                 self.write()
+                last, took = clock.now(), clock.now() - began
 
         try:
             self.failed += train_all(cells, self.store, self.devices, self.at_once, report)
