@@ -172,6 +172,9 @@ def test_no_architecture_waits_until_another_is_done() -> None:
     queue = pool._Queue(cells, len(cells))
     taken = queue.take(0, "gpt")
     assert taken is not None and taken.model["architecture"] == "recursive"
+    seeds = [many, replace(few, seed=1)]
+    taken = pool._Queue(seeds, len(seeds)).take(0, "gpt")
+    assert taken == many
 
 
 def result(cell: Cell, valid: float, test: float, diverged: bool = False) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,9 @@ class _Queue:
             if self.stopped or not self.waiting:
                 return None
             taken = {cell.model["architecture"] for cell in self.running.values()}
-            waiting = [cell.model["architecture"] for cell in self.waiting[:_AHEAD]]
+            seed = self.waiting[0].seed  # all first ones before any second
+            near = takewhile(lambda cell: cell.seed == seed, self.waiting[:_AHEAD])
+            waiting = [cell.model["architecture"] for cell in near]
             others = (i for i, name in enumerate(waiting) if name not in taken)
             cell = self.waiting.pop(waiting.index(last) if last in waiting else next(others, 0))
             self.running[place] = cell
