@@ -21,7 +21,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs; finished, running or crashed.")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, in any state; or one of skills.")],
     out: Annotated[Path | None, typer.Option(help="File to write; default: report.html in the run, or here.")] = None,
     figures: Annotated[
         Path | None, typer.Option(help="Also write every figure as PNG and SVG into this folder.", metavar="FOLDER")
@@ -34,10 +34,14 @@ def report(
     from homunculi.cli.terminal import print_result
     from homunculi.files import write_atomic
     from homunculi.report.page import render, write_report
+    from homunculi.report.skills import is_battery
     from homunculi.runs.directory import open_run
 
     if step is not None and figures is None:
         raise InputError("report: --step chooses what --figures draws; give --figures FOLDER, or leave it out")
+    if len(runs) == 1 and is_battery(runs[0]):
+        _report_skills(runs[0], out, figures, as_json)
+        return
     opened = [open_run(path) for path in runs]
     drawn = _figures(opened, figures, step) if figures is not None else []
     if out is None and len(opened) == 1:
@@ -49,6 +53,17 @@ def report(
         print_result(json.dumps({"report": str(path), "chronology": _chronology(opened)} | _listed(drawn, figures)))
     else:
         print_result("\n".join([str(path), *([f"{figures}: {len(drawn)} files"] if figures is not None else [])]))
+
+
+def _report_skills(folder: Path, out: Path | None, figures: Path | None, as_json: bool) -> None:
+    """Of the folder of a battery of skills."""
+    from homunculi.cli.terminal import print_result
+    from homunculi.report.skills import write_skills_report
+
+    if figures is not None:
+        raise InputError(f"report: --figures draws runs, and {folder} is a battery of skills; leave it out")
+    path = str(write_skills_report(folder, out))
+    print_result(json.dumps({"report": path}) if as_json else path)
 
 
 def _figures(opened: list[RunDirectory], folder: Path, step: int | None) -> list[Path]:

@@ -196,9 +196,9 @@ class Search:
         """The first shape beside one that fits which is near enough, or the nearest of them."""
         nearest_yet = shape
         for other in self._beside(shape):
-            if self._miss(other) < self._miss(nearest_yet):
+            if self.miss(other) < self.miss(nearest_yet):
                 nearest_yet = other
-            if self._miss(nearest_yet) <= NEAR:
+            if self.miss(nearest_yet) <= NEAR:
                 break
         return nearest_yet
 
@@ -249,6 +249,11 @@ class Search:
                 tried.append(cost)
         raise InputError(self._refusal(tried))
 
+    def one_knob_nearer(self) -> Any:
+        """The nearest of the shape itself and those that differ from it in one knob."""
+        turned_ones = [found[0] for knob in self._knobs() if (found := self._turn(self.model, knob))]
+        return min((self.model, *turned_ones), key=self.miss)
+
     def _knobs(self) -> list[str]:
         present = {field.name for field in fields(self.model)}
         return [knob for knob in (*WIDTHS, *COUNTS) if knob in present]
@@ -260,7 +265,8 @@ class Search:
         """What is solved for, over the target's."""
         return cost.over(self.target)[self.wanted[0]]
 
-    def _miss(self, shape: Any) -> float:
+    def miss(self, shape: Any) -> float:
+        """How far a shape's cost is from the target, as a share of it."""
         return self._cost(shape).miss(self.target, self.wanted)
 
     def _fits(self, cost: Cost) -> bool:
@@ -280,9 +286,9 @@ class Search:
             return None
 
     def _combinations(self, start: Any) -> Iterator[Any]:
-        """Shapes with all knobs but the feed-forward widths turned, the nearest to `start` first."""
-        knobs = [knob for knob in self._knobs() if knob not in FINE]
-        if "d_mlp" not in self._knobs():
+        """Shapes with all knobs but those that fill up turned, the nearest to `start` first."""
+        knobs = [knob for knob in self._knobs() if knob not in (*FINE, self._filling)]
+        if not self._filling:
             return
         axes = []
         for knob in knobs:
@@ -294,13 +300,18 @@ class Search:
             if shape is not None:
                 yield shape
 
-    def _filled(self, shape: Any) -> tuple[Any, Cost] | None:
-        """`shape` with the feed-forward width that comes nearest; None: it is out of reach.
+    @property
+    def _filling(self) -> str:
+        """The knob that fills up what others leave: the feed-forward width, else the first width there is."""
+        return next((knob for knob in WIDTHS if knob in self._knobs()), "")
 
-        Costs grow evenly with that width, so its ends tell whether any will do; where none will, the cost is what they
-        tell.
+    def _filled(self, shape: Any) -> tuple[Any, Cost] | None:
+        """`shape` with the width that comes nearest; None: it is out of reach.
+
+        Costs grow about evenly with a feed-forward width, so its ends tell whether any will do; where none will, the
+        cost is what they tell.
         """
-        shapes = turned(shape, "d_mlp")
+        shapes = turned(shape, self._filling)
         try:
             low, high = self._cost(shapes[0]), self._cost(shapes[-1])
         except (InputError, IndexError):
@@ -310,8 +321,8 @@ class Search:
             return None
         share = (1 - below) / (above - below)
         told = Cost(*(a + share * (b - a) for a, b in zip(low, high, strict=True)))
-        near = told.miss(self.target, self.wanted) <= 3 * TOLERANCE
-        return self._turn(shape, "d_mlp") if near else (shape, told)
+        near = self._filling != "d_mlp" or told.miss(self.target, self.wanted) <= 3 * TOLERANCE
+        return self._turn(shape, self._filling) if near else (shape, told)
 
     def _refusal(self, tried: list[Cost]) -> str:
         best = min(tried, key=lambda cost: cost.miss(self.target, self.wanted), default=self._cost(self.model))

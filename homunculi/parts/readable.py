@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +46,10 @@ class ReadableConfig:
         softcap: no logit goes beyond it.
         first_scale: of normalised states, to make them logits, before training; it is learned. The published models
             start at 1, at which the current word has nearly all the probability.
+        width_field: the setting that the state is as wide as; where nothing is said, as in other rooms, `d_model`.
     """
+
+    width_field: ClassVar[str] = "vocab_size"
 
     vocab_size: int = 0
     n_steps: int = 8

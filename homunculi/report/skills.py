@@ -6,21 +6,21 @@ No architecture is told by its colour alone: each has a marker and a dash of its
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from homunculi.errors import InputError
 from homunculi.files import write_atomic
-from homunculi.report.comparison_record import objects, part, spanned, text_of
+from homunculi.report.comparison_record import objects, part, text_of
 from homunculi.report.differences import GREY, band
 from homunculi.report.markup import Html, element, folded, join, pairs, section, table
 from homunculi.report.numbers import brief, exact, number
 from homunculi.report.plot import COLOURS, SMALL, Plot, Series, draw, legend
 from homunculi.report.radar import MORE_STYLE, Spoke, draw_radar
+from homunculi.report.skills_depth import depth_figures
+from homunculi.report.skills_record import Record, decimals, value_of
+from homunculi.report.skills_scores import TABLE_STYLE, beyond_table, scores_table
 from homunculi.report.style import POLICY, SCRIPT, STYLE
 from homunculi.runs import clock
 
@@ -28,6 +28,7 @@ RECORD = "skills.json"
 REPORT = "report.html"
 FORMAT = 1
 _FEWEST_SPOKES = 3
+_MOST_LINES = 8  # of a radar; of more nothing can be told apart
 _MOST_BANDS = 4
 _BANDS = """
 .banded g.faint { stroke-width: .6; opacity: 1; fill-opacity: .16; stroke-opacity: .25; }
@@ -38,42 +39,13 @@ _BANDS = """
 """
 
 
-@dataclass(frozen=True)
-class Record:
-    """skills.json, read with patience: whatever is missing or of another kind counts as not there."""
-
-    raw: Mapping[str, Any]
-
-    @cached_property
-    def scores(self) -> list[Mapping[str, Any]]:
-        return objects(self.raw.get("scores"))
-
-    @cached_property
-    def points(self) -> list[Mapping[str, Any]]:
-        return objects(self.raw.get("points"))
-
-    @cached_property
-    def sides(self) -> dict[str, int]:
-        """Name of an architecture → its look: never that of lines of reference."""
-        listed = [str(one.get("name", "?")) for one in objects(self.raw.get("architectures"))]
-        named = dict.fromkeys([*listed, *(str(one.get("architecture", "?")) for one in self.points)])
-        return {name: place + place // GREY for place, name in enumerate(named)}
-
-    @cached_property
-    def tasks(self) -> list[Mapping[str, Any]]:
-        return objects(self.raw.get("tasks"))
-
-    def of(self, key: str, task: str, side: str | None = None) -> list[Mapping[str, Any]]:
-        """Entries of a list that are about a task, and of one architecture if it is named."""
-        return [
-            one
-            for one in objects(self.raw.get(key))
-            if one.get("task") == task and side in (None, one.get("architecture"))
-        ]
+def is_battery(folder: Path) -> bool:
+    """Whether a folder is that of a battery of skills."""
+    return (Path(folder) / RECORD).is_file()
 
 
-def write_skills_report(folder: Path) -> Path:
-    """Write FOLDER/report.html, whole or not at all, and return its path.
+def write_skills_report(folder: Path, out: Path | None = None) -> Path:
+    """Write FOLDER/report.html, or `out`, whole or not at all, and return its path.
 
     Raises:
         InputError: the folder has no skills.json, or it is not a JSON object.
@@ -88,18 +60,19 @@ def write_skills_report(folder: Path) -> Path:
         raise InputError(f"{path}: cannot be read as JSON: restore it from a copy") from None
     if not isinstance(raw, dict):
         raise InputError(f"{path}: is not a JSON object: restore it from a copy")
-    write_atomic(Path(folder) / REPORT, render_skills(Record(raw)))
-    return Path(folder) / REPORT
+    place = out or Path(folder) / REPORT
+    write_atomic(place, render_skills(Record(raw)))
+    return place
 
 
 def render_skills(record: Record) -> str:
     """The page of a battery."""
     content = [
         ("overview", "All tasks", _overview(record)),
-        ("scores", "Scores", _scores(record)),
+        ("scores", "Scores", scores_table(record)),
         ("curves", "Difficulty curves", _curves(record)),
-        ("beyond", "Beyond training", _beyond(record)),
-        ("depth", "Depth chosen and depth needed", _depth(record)),
+        ("beyond", "Beyond training", beyond_table(record)),
+        ("depth", "Depth chosen and depth needed", depth_figures(record)),
         ("sizes", "Sizes", _sizes(record)),
         ("settings", "How it was measured", _settings(record)),
     ]
@@ -118,7 +91,7 @@ def _document(body: Html) -> str:
         element("meta", name="color-scheme", content="light dark"),
         element("link", rel="icon", href="data:,"),
         element("title", "skills · homunculi"),
-        element("style", Html(STYLE + _BANDS + MORE_STYLE)),
+        element("style", Html(STYLE + _BANDS + MORE_STYLE + TABLE_STYLE)),
     )
     page = element("html", head, element("body", element("main", body), element("script", Html(SCRIPT))), lang="en")
     return f"<!doctype html>\n{page}\n"
@@ -150,14 +123,16 @@ def _overview(record: Record) -> Html | None:
         for side in record.sides
     }
     shown = [name for name, scores in by_side.items() if scores]
-    whole = [task for task in finished if shown and all(_value(by_side[name].get(task)) is not None for name in shown)]
-    if len(whole) < _FEWEST_SPOKES:
+    whole = [
+        task for task in finished if shown and all(value_of(by_side[name].get(task)) is not None for name in shown)
+    ]
+    if len(whole) < _FEWEST_SPOKES or len(shown) > _MOST_LINES:
         return None
     spokes = [
         Spoke(task, _share(record.of("scores", task)[0], "chance"), _share(record.of("scores", task)[0], "ceiling"))
         for task in whole
     ]
-    lines = [(name, record.sides[name], [_value(by_side[name][task]) or 0.0 for task in whole]) for name in shown]
+    lines = [(name, record.sides[name], [value_of(by_side[name][task]) or 0.0 for task in whole]) for name in shown]
     note = (
         "From the middle (0) to the rim (1): mean accuracy over the swept dial. Dotted: chance; dashed: the best "
         "possible reader."
@@ -165,59 +140,8 @@ def _overview(record: Record) -> Html | None:
     return element("figure", draw_radar("radar", spokes, lines), _looks(record), element("p", note, class_="note"))
 
 
-def _value(entry: Mapping[str, Any] | None) -> float | None:
-    return None if entry is None else number(entry.get("score"))
-
-
 def _share(entry: Mapping[str, Any], key: str) -> float:
     return number(entry.get(key)) or 0.0
-
-
-def _scores(record: Record) -> Html | None:
-    """A row a task, a column an architecture."""
-    rows = []
-    for task in record.tasks:
-        name = str(task.get("name"))
-        found = record.of("scores", name)
-        if not found:
-            continue
-        tag = element("small", text_of(task.get("question")), class_="tag")
-        own = [next((one for one in found if one.get("architecture") == side), None) for side in record.sides]
-        best = max((value for one in own if (value := _value(one)) is not None), default=math.nan)
-        cells = [_cell(one, best) for one in own]
-        known = (_decimals(found[0].get("chance")), _mean(task.get("ngram")), _decimals(found[0].get("ceiling")))
-        rows.append((join([element("a", name, href=f"#task-{name}"), tag]), *cells, *known))
-    if not rows:
-        return None
-    head = ("", *(element("bdi", side) for side in record.sides), "chance", "two tokens", "best possible")
-    note = (
-        "Mean accuracy over the swept dial, the area under the difficulty curve; small: 95 % interval over seeds. "
-        "Bold: the highest mean of the row, whether or not the intervals part. Chance: a uniform guess among all "
-        "answers; two tokens: the best reader of the last two tokens alone, who has not looked back."
-    )
-    return join([table(head, rows), element("p", note, class_="note")])
-
-
-def _cell(entry: Mapping[str, Any] | None, best: float) -> Html | str:
-    value = _value(entry)
-    if entry is None or value is None:
-        return "–"
-    low, high = number(entry.get("low")), number(entry.get("high"))
-    words = "one seed" if low is None or high is None else spanned(f"{low:.2f}", f"{high:.2f}")
-    shown = element("strong", f"{value:.3f}") if value == best else element("span", f"{value:.3f}")
-    return join([shown, element("small", words, class_="tag")])
-
-
-def _decimals(value: Any) -> str:
-    found = number(value)
-    return "–" if found is None else f"{found:.3f}"
-
-
-def _mean(values: Any) -> str:
-    """Of a list of numbers; a dash where one is missing."""
-    found = [number(value) for value in values] if isinstance(values, list) else []
-    there = [value for value in found if value is not None]
-    return f"{sum(there) / len(there):.3f}" if there and len(there) == len(found) else "–"
 
 
 def _curves(record: Record) -> Html | None:
@@ -280,81 +204,6 @@ def _line(side: str, look: int, points: Sequence[Mapping[str, Any]], n_sides: in
     return bands, Series(side, [(x, y) for x, y, _, _ in rows], look, "marked")
 
 
-def _beyond(record: Record) -> Html | None:
-    """What was never trained: a row a dial value, a column an architecture."""
-    rows: dict[tuple[str, str, float], dict[str, Mapping[str, Any]]] = {}
-    for one in objects(record.raw.get("beyond")):
-        if (value := number(one.get("value"))) is not None:
-            key = (str(one.get("task")), str(one.get("dial")), value)
-            rows.setdefault(key, {})[str(one.get("architecture"))] = one
-    if not rows:
-        return None
-    body = []
-    for (task, dial, value), found in rows.items():
-        first = next(iter(found.values()))
-        own = [found.get(side) for side in record.sides]
-        best = max((number_ for one in own if (number_ := _value(one)) is not None), default=math.nan)
-        tag = element("small", f"trained at {text_of(first.get('trained'))} at most", class_="tag")
-        body.append(
-            (
-                join([f"{task}, {dial} {value:g}", tag]),
-                *(_cell(one, best) for one in own),
-                _decimals(first.get("chance")),
-                _decimals(first.get("ceiling")),
-            )
-        )
-    head = ("", *(element("bdi", side) for side in record.sides), "chance", "best possible")
-    return table(head, body)
-
-
-def _depth(record: Record) -> Html | None:
-    found = [_one_depth(record, one, place) for place, one in enumerate(objects(record.raw.get("depth")))]
-    if not found:
-        return None
-    note = (
-        "Needed: sequential steps that an answer takes. Curves: accuracy when every token is given so many passes, "
-        "a line for each needed depth. Below: passes that the model's router chose at these positions."
-    )
-    return join([element("p", note, class_="note"), *found])
-
-
-def _one_depth(record: Record, one: Mapping[str, Any], place: int) -> Html:
-    title = f"{text_of(one.get('architecture'))}, {text_of(one.get('task'))} at {text_of(one.get('value'))}"
-    needed = [int(n) for n in one.get("needed", []) if number(n) is not None]
-    forced = objects(one.get("forced"))
-    figure = None
-    if len(forced) > 1:
-        series = [
-            Series(f"needs {n}", [_forced(one, i) for one in forced], i + i // GREY, "marked")
-            for i, n in enumerate(needed)
-        ]
-        plot = Plot(f"d-{place}", f"{title}: accuracy by forced passes", "passes", "accuracy", series, SMALL, "zero")
-        figure = element("div", element("figure", draw(plot), legend(series)), class_="pair")
-    return join([element("h3", element("bdi", title)), figure, _depth_table(one, needed)])
-
-
-def _forced(one: Mapping[str, Any], place: int) -> tuple[float, float | None]:
-    """Passes that every token takes, and the accuracy at one needed depth."""
-    values = one.get("by_needed")
-    there = isinstance(values, list) and place < len(values)
-    return number(one.get("passes")) or 0.0, number(values[place]) if there else None  # type: ignore[index]
-
-
-def _depth_table(one: Mapping[str, Any], needed: Sequence[int]) -> Html:
-    """A column a needed depth: accuracy as it is, and the depth chosen."""
-    rows: list[tuple[Any, ...]] = [("accuracy", *map(_decimals, part(one, "own").get("by_needed", [])))]
-    chosen = part(one, "chosen")
-    words = None
-    if chosen:
-        rows.append(("passes chosen", *map(_decimals, chosen.get("by_needed", []))))
-        low, high = number(chosen.get("low")), number(chosen.get("high"))
-        interval = "" if low is None or high is None else f" ({low:.2f} to {high:.2f} over seeds)"
-        rho = number(chosen.get("rho"))
-        said = "the depth chosen does not vary" if rho is None else f"rank correlation {rho:.2f}{interval}"
-        words = element("p", f"Chosen against needed: {said}.", class_="note")
-    return join([table(("needed", *map(str, needed)), rows), words])
-
-
 def _sizes(record: Record) -> Html | None:
     rows = [
         (
@@ -369,7 +218,13 @@ def _sizes(record: Record) -> Html | None:
         return None
     length = text_of(objects(record.raw.get("architectures"))[0].get("state_length"))
     head = ("", "parameters beside tokens", f"bytes of state at {length} tokens", "shape at the first task")
-    return table(head, rows)
+    unequal = [
+        f"{text_of(one.get('architecture'))} has {text_of(one.get('parameters'))} parameters "
+        f"({decimals(one.get('ratio'))} times those of the others) at {text_of(one.get('tasks'))}."
+        for one in objects(record.raw.get("unequal"))
+    ]
+    notes = (element("p", words, class_="note") for words in unequal)
+    return join([table(head, rows), *notes])
 
 
 def _settings(record: Record) -> Html:
@@ -382,7 +237,7 @@ def _settings(record: Record) -> Html:
             f"{text_of(one.get('architecture'))}, {text_of(one.get('task'))} {text_of(one.get('value'))}",
             text_of(one.get("lr")) + (" (edge)" if one.get("at_edge") else ""),
             text_of(one.get("weight_decay")),
-            _decimals(one.get("score")),
+            decimals(one.get("score")),
             text_of(one.get("n")),
             text_of(one.get("steps_taken")),
             text_of(one.get("diverged") or None),

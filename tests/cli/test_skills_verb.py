@@ -125,3 +125,14 @@ def test_what_is_given_twice_is_refused(cli: Cli) -> None:
     done = cli("skills", "gpt", "task=copy", "task=sort", "--quick")
     assert done.code == 2
     assert "task: is given twice, copy and sort" in done.err
+
+
+def test_the_verb_for_reports_takes_the_folder_of_a_battery(cli: Cli, tmp_path: Path) -> None:
+    scores = [{"architecture": "gpt", "task": "copy", "score": 0.5, "low": 0.4, "high": 0.6, "n": 3}]
+    named = {"architectures": [{"name": "gpt"}], "tasks": [{"name": "copy"}]}
+    (tmp_path / "skills.json").write_text(json.dumps({"scores": scores} | named))
+    assert cli("report", str(tmp_path), "--out", str(tmp_path / "page.html")).code == 0
+    assert "seeds: 3" in (tmp_path / "page.html").read_text()
+    assert not (tmp_path / "report.html").exists()
+    refused = cli("report", str(tmp_path), "--figures", str(tmp_path / "out"))
+    assert refused.code == 2 and "--figures" in refused.err

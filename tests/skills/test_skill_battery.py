@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from homunculi.errors import HomunculiError, InputError
+from homunculi.errors import HomunculiError, InputError, Stopped
 from homunculi.experiments.skills import battery as module
 from homunculi.experiments.skills import pool, scores
 from homunculi.experiments.skills.battery import Battery
@@ -141,6 +143,38 @@ def test_what_could_not_be_certified_is_not_called_seeing_ahead(
     refused = {"causal": False, "checks": [], "reason": "it could not be certified (out of memory)"}
     monkeypatch.setattr(module, "certificate_of", lambda *given: refused)
     assert begin(tmp_path).carry_out()["refused"]["gpt"] == refused["reason"]
+
+
+def test_a_battery_that_is_stopped_has_first_seeds_of_all_and_a_second_call_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, n_trained = replace(SETTINGS, lrs=(1e-3,)), 0
+
+    def until_stopped(cell: Cell, device: torch.device) -> Any:
+        nonlocal n_trained
+        n_trained += 1
+        if n_trained == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return learn(cell, device)
+
+    monkeypatch.setattr(pool, "learn", until_stopped)
+    with pytest.raises(Stopped, match="5 of 8 cells done; the same command goes on"):
+        begin(tmp_path, settings).carry_out()
+    stopped = json.loads((tmp_path / "skills.json").read_text())
+    assert [(one["architecture"], one["n"]) for one in stopped["scores"]] == [("gpt", 1), ("recursive", 1)]
+    assert [one["n"] for one in begin(tmp_path, settings).carry_out()["scores"]] == [2, 2]
+    assert n_trained == 8
+
+
+def test_no_architecture_waits_until_another_is_done() -> None:
+    few, many = curve()[0].grid[0], points([side("recursive")], ask(["parity"], DIALS), SETTINGS)[0].grid[0]
+    cells = [many] * pool._AHEAD + [few]
+    queue = pool._Queue(cells, len(cells))
+    taken = queue.take(0, "gpt")
+    assert taken is not None and taken.model["architecture"] == "recursive"
+    seeds = [many, replace(few, seed=1)]
+    taken = pool._Queue(seeds, len(seeds)).take(0, "gpt")
+    assert taken == many
 
 
 def result(cell: Cell, valid: float, test: float, diverged: bool = False) -> dict[str, Any]:

@@ -11,8 +11,10 @@ import pytest
 from homunculi.errors import InputError
 from homunculi.experiments.skills.cells import Cell, Store, configuration, described
 from homunculi.experiments.skills.feed import judged, pack, training_batches
+from homunculi.experiments.skills.learning import build
 from homunculi.experiments.skills.plan import QUICK, Settings, ask, points
-from homunculi.experiments.skills.sizing import Frame, Side, parameters_of, small, state_bytes
+from homunculi.experiments.skills.reading import DECODER
+from homunculi.experiments.skills.sizing import Frame, Side, build_empty, fitted, parameters_of, small, state_bytes
 from homunculi.models import get
 from homunculi.tasks import registry
 from homunculi.train.loss import IGNORED
@@ -106,6 +108,41 @@ def test_all_architectures_are_made_equal_in_parameters(name: str) -> None:
     assert config.vocab_size == 65
     assert config.max_seq_len == 64
     assert described(config) == cell.model
+
+
+@pytest.mark.parametrize("name", ["vocab_low_rank", "vocab_slices", "vocab_tied_fourier", "vocab_dense_memory"])
+def test_models_as_wide_as_their_words_get_unused_words_until_they_are_equal(name: str) -> None:
+    settings = replace(QUICK, frame=Frame())
+    models = [
+        points([side(name, settings.frame)], ask([task], {}), settings)[0].grid[0].model for task in ("parity", "copy")
+    ]
+    for model in models:
+        assert abs(parameters_of(configuration(model)) / settings.frame.parameters - 1) <= 0.01
+        assert model["vocab_size"] >= settings.frame.width
+    assert {**models[0], "max_seq_len": 0} == {**models[1], "max_seq_len": 0}
+
+
+def test_a_size_that_cannot_be_met_is_said_and_what_is_far_is_refused() -> None:
+    bands = side("vocab_bands", Frame())
+    size = parameters_of(fitted(bands, Frame(), 2, (8, 8)))
+    assert 0.01 < abs(size / Frame().parameters - 1) <= 0.02
+    with pytest.raises(InputError, match="comes within 1 %"):
+        fitted(replace(bands, fixed=frozenset({"n_channels", "n_steps"})), Frame(), 2, (8, 8))
+
+
+def test_a_plain_part_that_would_be_smaller_than_nothing_is_refused() -> None:
+    config = get("homunculi").config_type(vocab_size=8, regions=("temporal",), filled=("neocortex",), d_mlp=512)
+    with pytest.raises(InputError, match=r"model\.filled: neocortex"):
+        build_empty(replace(config, n_experts=1, n_active=1, d_expert=8))
+
+
+def test_unused_words_are_no_answers_and_without_matching_there_are_none() -> None:
+    bare = replace(QUICK, frame=Frame(width=16, match="none"))
+    own = points([side("vocab_low_rank", bare.frame)], ask(["compression"], {}), bare)[0].grid[0]
+    assert own.model["vocab_size"] == 17
+    wide = replace(own, model=own.model | {"vocab_size": 40})
+    decoder = getattr(build(wide, registry.get("compression")), DECODER)
+    assert (decoder.state.in_features, decoder.answer.out_features) == (40, 17)
 
 
 def test_what_the_user_chose_is_not_turned_to_make_it_equal() -> None:

@@ -111,3 +111,15 @@ def test_a_folder_without_a_battery_is_refused(tmp_path: Path) -> None:
         write_skills_report(tmp_path)
     (tmp_path / "skills.json").write_text(json.dumps(record()))
     assert write_skills_report(tmp_path).read_text().startswith("<!doctype html>")
+
+
+def test_the_best_is_told_without_colour_and_every_score_tells_its_interval() -> None:
+    page = render_skills(Record(record()))
+    assert re.search(r'<strong title="[^"]*seeds: \d+">', page)
+    assert "strong::after" in page and "position: sticky" in page
+
+
+def test_a_size_that_is_not_equal_is_said_on_the_page() -> None:
+    unequal = {"architecture": "a", "parameters": 9, "ratio": 1.2, "tasks": ["recall"]}
+    page = render_skills(Record(record() | {"unequal": [unequal]}))
+    assert "a has 9 parameters (1.200 times those of the others)" in page

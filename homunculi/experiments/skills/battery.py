@@ -16,8 +16,9 @@ from typing import Any, Protocol
 
 from homunculi.errors import InputError, Stopped
 from homunculi.experiments.certifying import CERTIFIED_CONTEXT, CERTIFIED_VOCABULARY, Certified, certificate_of
+from homunculi.experiments.matching import TOLERANCE
 from homunculi.experiments.skills import scores
-from homunculi.experiments.skills.cells import Cell, Json, Store, described
+from homunculi.experiments.skills.cells import Cell, Json, Store, configuration, described
 from homunculi.experiments.skills.plan import Asked, Point, Settings, points, sized
 from homunculi.experiments.skills.pool import Progress, first_failure, train_all
 from homunculi.experiments.skills.sizing import Side, parameters_of, state_bytes
@@ -29,7 +30,7 @@ from homunculi.tasks.registry import Task
 
 RECORD = "skills.json"
 FORMAT = 1
-_WRITE_SECONDS = 10.0
+_WRITE_SECONDS, _WRITE_SHARE = 10.0, 20  # between two writings, and times what one took
 
 
 class Reporter(Protocol):
@@ -108,24 +109,27 @@ class Battery:
         """Grids, then the other seeds at what was chosen; both at once where there is nothing to choose."""
         n = self.settings.seeds
         if len(self.settings.grid) == 1:
-            yield [cell for point in ranked for cell in (*point.grid, *point.other_seeds(point.grid[0], n))]
+            whole = [(*point.grid, *point.other_seeds(point.grid[0], n)) for point in ranked]
+            yield [cells[place] for place in range(n) for cells in whole]  # a battery that is stopped has first seeds
             return
         yield [cell for point in ranked for cell in point.grid]
         chosen = [(point, scores.chosen_of(point, self.results)) for point in ranked]
-        yield [cell for point, best in chosen if best is not None for cell in point.other_seeds(best, n)]
+        others = [point.other_seeds(best, n) for point, best in chosen if best is not None]
+        yield [cells[place] for place in range(n - 1) for cells in others]
 
     def _train(self, cells: Sequence[Cell]) -> None:
         """Train cells that the folder lacks, and read all that are there. The first ones settle which setting is best,
         so they have the folder written as they come."""
-        last = clock.now()
+        last, took = clock.now(), 0.0
 
         def report(progress: Progress) -> None:
-            nonlocal last
+            nonlocal last, took
             self.reporter.progress(progress)
-            if clock.now() - last > _WRITE_SECONDS:
-                last = clock.now()
+            if clock.now() - last > max(_WRITE_SECONDS, _WRITE_SHARE * took):
+                began = clock.now()
                 self._read(cells)
                 self.write()
+                last, took = clock.now(), clock.now() - began
 
         try:
             self.failed += train_all(cells, self.store, self.devices, self.at_once, report)
@@ -174,6 +178,7 @@ class Battery:
             "depth": [row for point in shown if (row := scores.depth_json(point, self.results, n))],
             "tasks": [self._task_json(asked) for asked in self.tasks],
             "architectures": [self._side_json(side) for side in self.sides],
+            "unequal": self._unequal(),
             "settings": self.settings.to_json(),
             "refused": self.refused,
             "failed": self.failed,
@@ -223,6 +228,21 @@ class Battery:
         sizes = {"parameters": parameters_of(config), "state_bytes": state, "state_length": length}
         return {"name": side.name, "model": described(config)} | sizes
 
+    def _unequal(self) -> list[Json]:
+        """Sides that no shape makes equal to within 1 %, with the parameters that they have."""
+        wanted = self.settings.frame.parameters
+        if self.settings.frame.match != "parameters":
+            return []
+        sizes: dict[tuple[str, int], list[str]] = {}
+        for point in self.points:
+            n = parameters_of(configuration(point.grid[0].model))
+            tasks = sizes.setdefault((point.side, n), []) if abs(n / wanted - 1) > TOLERANCE else []
+            tasks += [point.task] if point.task not in tasks else []
+        return [
+            {"architecture": side, "parameters": n, "ratio": n / wanted, "tasks": tasks}
+            for (side, n), tasks in sizes.items()
+        ]
+
     def _described(self) -> list[str]:
         """The plan as lines for a person; the first word of each is its label."""
         settings, grid = self.settings, self.settings.grid
@@ -234,6 +254,10 @@ class Battery:
             f"skills      {', '.join(named)}",
             f"tasks       {', '.join(asked.task.name for asked in self.tasks)}",
             f"equal       {settings.frame.match}",
+            *(
+                f"not equal   {one['architecture']}: {one['parameters']:,} ({one['ratio']:.3f})"
+                for one in self._unequal()
+            ),
             f"grid        lr {_listed(settings.lrs)} × weight decay {_listed(settings.wds)}{few}; the same for all",
             f"cells       at most {n:,}: {len(self.points)} points, {settings.seeds} seeds, "
             f"{settings.steps:,} steps of {settings.rows} rows",

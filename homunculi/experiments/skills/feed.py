@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from homunculi.experiments.skills.cells import Cell
+from homunculi.tasks import registry
 from homunculi.tasks.registry import Examples, Task
 from homunculi.train.loss import IGNORED
 
@@ -21,12 +22,19 @@ _SPLITS = {"train": 0, "valid": 1, "test": 2}
 _BATCHES = 8  # drawn at once
 
 
-def training_batches(cell: Cell, task: Task) -> Iterator[Tensor]:
-    """Packed batches (2, B, T): what is read, and what is to be said there."""
+def training_batches(cell: Cell, task: Task, device: torch.device | str = "cpu") -> Iterator[Tensor]:
+    """Packed batches (2, B, T) on a device: what is read, and what is to be said there. Several travel at once."""
     rng = np.random.default_rng([cell.examples_key, cell.seed, _SPLITS["train"]])
     while True:
         drawn = pack(task.generate(rng, _BATCHES * cell.rows, split="train", **cell.dials))
+        if torch.device(device).type == "cuda":  # from pinned memory, so that the host waits for no update
+            drawn = drawn.pin_memory().to(device, non_blocking=True)
         yield from drawn.split(cell.rows, 1)
+
+
+def vocabulary_of(task: Task, dials: Mapping[str, Any]) -> int:
+    """Words of the rows that a model is trained with and asked at, those beyond training included."""
+    return max(task.vocabulary(**one) for one in (dials, *(then for _, _, then in registry.harder(task, dials))))
 
 
 def judged(cell: Cell, task: Task, split: Split, dials: Mapping[str, Any] | None = None) -> Examples:

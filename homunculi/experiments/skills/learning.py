@@ -17,11 +17,12 @@ import torch
 from homunculi.core.model import LanguageModel
 from homunculi.experiments.skills.cells import Cell, Json, configuration
 from homunculi.experiments.skills.depth import depth_of
-from homunculi.experiments.skills.feed import judged, training_batches
+from homunculi.experiments.skills.feed import judged, training_batches, vocabulary_of
 from homunculi.experiments.skills.graphs import captured
 from homunculi.experiments.skills.reading import DECODER, Decoder, SkillLoss, judge
+from homunculi.experiments.skills.sizing import parameters_of
+from homunculi.experiments.skills.widening import width_field
 from homunculi.models import get
-from homunculi.parts.readable import ReadableModel
 from homunculi.tasks import registry
 from homunculi.tasks.registry import Examples, Task
 from homunculi.train.config import RunConfig, TrainConfig
@@ -82,7 +83,7 @@ def _learn(cell: Cell, device: torch.device, told: Told) -> Json:
         "curve": [list(point) for point in learned.curve],
         "steps_taken": learned.steps,
         "diverged": learned.diverged,
-        "parameters": model.budget().non_embedding_parameters,
+        "parameters": parameters_of(model.config),
         "seconds": time.perf_counter() - began,
         "device": device.type,
     }
@@ -97,8 +98,8 @@ def train(cell: Cell, task: Task, device: torch.device, told: Told = lambda step
     learned = Learned(model, device, [], 0, False)
     every = max(1, cell.steps // EVALUATIONS)
     last: Any = None
-    for step, packed in zip(range(1, cell.steps + 1), training_batches(cell, task), strict=False):
-        last = updater.update(step, [packed.to(device, non_blocking=True)], False)
+    for step, packed in zip(range(1, cell.steps + 1), training_batches(cell, task, device), strict=False):
+        last = updater.update(step, [packed], False)
         learned.steps = step
         if step % every and step < cell.steps:
             continue
@@ -119,14 +120,14 @@ def build(cell: Cell, task: Task) -> LanguageModel:
     torch.manual_seed(cell.seed)
     model = get(cell.model["architecture"]).model_type(config)
     if task.readout == "aggregate":
-        model.add_module(DECODER, Decoder(_width(model), task.length(**cell.dials), config.vocab_size))
+        n_words = min(config.vocab_size, vocabulary_of(task, cell.dials))  # unused words only make a model wider
+        model.add_module(DECODER, Decoder(_width(model), task.length(**cell.dials), n_words))
     return model
 
 
 def _width(model: LanguageModel) -> int:
     """Of its state."""
-    is_readable = isinstance(model, ReadableModel)
-    return int(model.config.vocab_size if is_readable else model.config.d_model)
+    return int(getattr(model.config, width_field(model.config)))
 
 
 def _updater(model: LanguageModel, cell: Cell, device: torch.device) -> Updater:

@@ -12,6 +12,7 @@ from typing import Any
 
 from homunculi.errors import InputError
 from homunculi.experiments.skills.cells import Cell, Json, described
+from homunculi.experiments.skills.feed import vocabulary_of
 from homunculi.experiments.skills.sizing import Frame, Side, fitted
 from homunculi.settings import check_range
 from homunculi.tasks import registry
@@ -189,8 +190,7 @@ def sized(side: Side, task: Task, dials: Mapping[str, Any], frame: Frame) -> Any
     """The configuration of a side for a task at some dials: room for the examples, those beyond training included."""
     harder = [then for _, _, then in registry.harder(task, dials)]
     lengths = [task.length(**one) for one in (dials, *harder)]
-    vocabulary = max(task.vocabulary(**one) for one in (dials, *harder))
-    return fitted(side, frame, vocabulary, (lengths[0], max(lengths)))
+    return fitted(side, frame, vocabulary_of(task, dials), (lengths[0], max(lengths)))
 
 
 def setting_names() -> set[str]:

@@ -1,5 +1,5 @@
 """Cells in processes of their own, several on each device. A process takes one cell after the other, of the same
-architecture where it can, so that nothing is loaded twice; what is done is in the folder at once.
+architecture where it can; what is done is in the folder at once.
 
 A process that dies takes the one cell that it was training with it; another goes on with the rest. When this process
 is gone, each ends after its present cell.
@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from homunculi.experiments.slots import threads_env
 from homunculi.train.signals import listening
 
 _LOOK_SECONDS = 0.2
+_AHEAD = 64  # cells among which a place finds its own architecture: all architectures come on together
 LOG = "log.txt"
 
 
@@ -61,12 +63,15 @@ class _Queue:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, place: int, last: str) -> Cell | None:
-        """The next cell of the architecture that this place had last, else of one that no place has, else any."""
+        """Of the next few cells one of the architecture that this place had last, else of one that no place has, else
+        the first."""
         with self.lock:
             if self.stopped or not self.waiting:
                 return None
             taken = {cell.model["architecture"] for cell in self.running.values()}
-            waiting = [cell.model["architecture"] for cell in self.waiting]
+            seed = self.waiting[0].seed  # all first ones before any second
+            near = takewhile(lambda cell: cell.seed == seed, self.waiting[:_AHEAD])
+            waiting = [cell.model["architecture"] for cell in near]
             others = (i for i, name in enumerate(waiting) if name not in taken)
             cell = self.waiting.pop(waiting.index(last) if last in waiting else next(others, 0))
             self.running[place] = cell

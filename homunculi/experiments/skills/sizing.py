@@ -1,8 +1,9 @@
 """Small models of equal size: the shape that an architecture takes in a battery.
 
 Equal parameters: beside token tables, within 1 %, as many as a plain transformer of the battery's width and depth with
-gated feed-forward parts. Equal state: beside them, what a decoder keeps of one sequence of the task's length (keys,
-values, recurrent states, in float32) takes as many bytes as that transformer's keys and values.
+gated feed-forward parts; see `homunculi.experiments.skills.widening` about models that are as wide as their vocabulary.
+Equal state: beside them, what a decoder keeps of one sequence of the task's length (keys, values, recurrent states, in
+float32) takes as many bytes as that transformer's keys and values.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from homunculi.errors import InputError
 from homunculi.experiments.costs import Cost, Stages
 from homunculi.experiments.matching import FINE, NEAR, TOLERANCE, Search
+from homunculi.experiments.skills.widening import WORDS, as_wide_as_words, widened
 from homunculi.models import get, name_of
 from homunculi.train.config import RunConfig
 
@@ -26,6 +28,7 @@ STATE_TOLERANCE = 0.15  # widths of heads come in steps
 _STATE_KNOBS = ("d_head", "n_kv_heads", "window", "d_model", "n_blocks")
 _DERIVED = ("n_kv_heads", "d_head", "d_mlp", "d_expert")
 _AT_MOST = {"n_experts": 4, "n_active": 1}
+_MOST_STEPS = 2  # times its own number of steps, of a model that could be wider instead
 _PLACEHOLDER = 64  # of a vocabulary and a context, until the task's are known
 
 
@@ -109,6 +112,8 @@ def fitted(side: Side, frame: Frame, vocabulary: int, lengths: tuple[int, int]) 
         InputError: no shape comes near enough.
     """
     length, longest = lengths
+    if frame.match == "parameters" and as_wide_as_words(side.config) and WORDS not in side.fixed:
+        return replace(_equal_widened(side, frame, max(vocabulary, frame.width)), max_seq_len=longest)
     side = replace(side, config=replace(side.config, vocab_size=vocabulary))  # which is the width of some models
     shape = side.config
     if frame.match == "parameters":
@@ -116,6 +121,12 @@ def fitted(side: Side, frame: Frame, vocabulary: int, lengths: tuple[int, int]) 
     elif frame.match == "state":
         shape = _equal_state(side, frame, length)
     return replace(shape, vocab_size=vocabulary, max_seq_len=longest)
+
+
+@lru_cache(maxsize=256)
+def _equal_widened(side: Side, frame: Frame, width: int) -> Any:
+    """Of a model that is as wide as its vocabulary."""
+    return widened(side.config, width, lambda shape: _search(side, shape, frame))
 
 
 @lru_cache(maxsize=256)
@@ -127,18 +138,26 @@ def _equal_parameters(side: Side, frame: Frame) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Search(Search):
-    """A search that leaves some knobs alone."""
+    """A search that leaves some knobs alone, and takes no more steps than so many where it is told: a model of many
+    narrow ones would learn slowly for its size."""
 
     fixed: frozenset[str] = frozenset()
+    most_steps: float = math.inf
 
     def _knobs(self) -> list[str]:
         return [knob for knob in Search._knobs(self) if knob not in self.fixed]
+
+    def _turn(self, model: Any, knob: str) -> tuple[Any, Cost] | None:
+        found = Search._turn(self, model, knob)
+        many = found is not None and math.isfinite(self.most_steps) and found[0].n_steps > self.most_steps
+        return None if many else found
 
 
 def _search(side: Side, shape: Any, frame: Frame) -> Search:
     target, stages = Cost(frame.parameters, 1.0, 1.0), Stages(1, ((1, 1.0),))
     plain = RunConfig(model=shape, steps=1, batch_tokens=1)
-    return _Search(plain, shape, stages, target, ("parameters",), side.name, side.fixed)
+    most = _MOST_STEPS * side.config.n_steps if as_wide_as_words(side.config) else math.inf
+    return _Search(plain, shape, stages, target, ("parameters",), side.name, side.fixed, most)
 
 
 @lru_cache(maxsize=1024)

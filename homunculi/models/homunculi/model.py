@@ -83,6 +83,9 @@ class Homunculi(LanguageModel):
     def _filler(self) -> nn.Module | None:
         """A plain part with as many parameters as the regions in `config.filled` would have."""
         wanted = count_filled(self.config)
+        if wanted < 0:  # a wide feed-forward part stands where few narrow experts were
+            filled = ", ".join(self.config.filled)
+            raise InputError(f"model.filled: {filled} would have {-wanted} parameters fewer; lower model.d_mlp")
         hidden = round(wanted / (2 * self.config.d_model))
         return feed_forward(self.config.d_model, hidden, "gelu") if hidden else None
 
