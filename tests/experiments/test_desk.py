@@ -18,6 +18,7 @@ import pytest
 from homunculi.cli.terminal import Quiet
 from homunculi.experiments import desk as desks
 from homunculi.experiments.desk import KEPT, Desk, pieces_of, read_ahead, serve
+from homunculi.instruments import hooks
 from homunculi.models.mor import Config
 from homunculi.runs.directory import claim
 from homunculi.runs.scans import scan_from_json
@@ -199,12 +200,31 @@ def test_a_sample_is_stopped_between_two_tokens_and_what_waits_before_its_turn(r
     assert len(rest) <= 1, "the bytes of a character that was begun"
     assert last["result"]["text"] == "".join([*pieces, *(one["piece"] for one in rest)])
     scan = {"id": 10, "do": "scan", "run": str(run), "text": "red"}
-    assert list(desk.answer(json.dumps(scan))) == [{"id": 10, "error": "stopped before its turn"}]
+    assert list(desk.answer(json.dumps(scan))) == [{"id": 10, "error": "stopped"}]
     assert "result" in ask(desk, **asked)[-1] and not desk.stopped, "a number may be asked again"
     assert not desk.stop(json.dumps(asked)) and not desk.stop("nonsense")
     for number in range(1000):
         desk.stop(json.dumps({"do": "stop", "of": number}))
     assert len(desk.stopped) < 100
+
+
+@pytest.mark.parametrize("do", ["scan", "signals"])
+def test_what_is_under_way_is_stopped_at_the_next_module_and_the_model_is_kept(run: Path, do: str) -> None:
+    desk, asked = Desk(), {"id": 7, "do": do, "run": str(run), "text": "red"}
+    _, whole = ask(desk, do="signals", run=str(run)), ask(desk, **asked)  # loaded, and nothing is stopped yet
+    (known,) = desk.loaded.values()
+    begun: list[str] = []
+
+    def stop_here(*_: Any) -> None:
+        begun.append("readout" if desk.is_stopped(asked) else "embedding")
+        desk.stop('{"id": 8, "do": "stop", "of": 7}')
+
+    module = next(module for name, module in known.model.named_modules() if name == "embed")
+    hooked = module.register_forward_pre_hook(stop_here)
+    hooks._CATALOGUES.clear()
+    assert ask(desk, **asked) == [{"id": 7, "error": "stopped"}] and begun == ["embedding"]
+    hooked.remove()
+    assert ask(desk, **asked) == whole and list(desk.loaded.values()) == [known]
 
 
 def test_requests_are_read_ahead_and_stops_are_taken_out() -> None:

@@ -225,6 +225,58 @@ def test_a_typed_text_is_scanned(tab: Tab) -> None:
     assert first in tab.tab.evaluate("window.gone"), "numbers of an earlier scan are let go"
 
 
+def test_a_scan_is_stopped_by_its_button_by_another_and_by_leaving(tab: Tab) -> None:
+    tab.open("scan?run=modulated-0")
+    process = tab.page.desk._process
+    for end in ("Stop", "another", "leave", "close"):
+        tab.tab.fill("textarea", "endless")
+        tab.tab.click("button.primary")
+        tab.tab.wait_for_selector("text=Scanning")
+        if end == "Stop":
+            tab.tab.click("button:has-text('Stop')")
+            tab.tab.wait_for_selector("text=Stopped.")
+        elif end == "leave":
+            tab.open("claims")
+            tab.open("scan?run=modulated-0")
+        elif end == "close":
+            other = tab.tab.context.new_page()
+            tab.tab.close()
+            tab.tab = other
+            tab.open("scan?run=modulated-0")
+        tab.tab.fill("textarea", f"One {end}")
+        tab.tab.click("button.primary")
+        tab.tab.wait_for_selector("text=2 tokens at step 400.")
+        assert tab.tab.is_disabled("button:has-text('Stop')")
+        assert process is None or tab.page.desk._process is process, "the desk keeps its models"
+        process = tab.page.desk._process
+
+
+def test_scans_share_their_colours_on_request_and_take_signals_from_another_text(tab: Tab) -> None:
+    ends = "(() => { const one = document.querySelector('#found .js-plotly-plot').data[0]; return [one.zmin, one.zmax] })()"
+    tab.open("scan?run=modulated-0")
+
+    def scanned(text: str) -> list[float]:
+        tab.tab.fill("textarea", text)
+        tab.tab.click("button.primary")
+        tab.tab.wait_for_selector(f"#found .marked:has-text('{text.split()[0]}')")
+        tab.drawn(3)
+        found: list[float] = tab.tab.evaluate(ends)
+        return found
+
+    assert scanned("One fish") == [0, 2]
+    tab.tab.click("text=change the model first")
+    tab.tab.fill("input[placeholder^=none]", "control.gain=patched")
+    tab.tab.fill("textarea >> nth=1", "Ten boxes")
+    assert scanned("Two frogs") == [0, 1]
+    assert "patched from Ten boxes" in tab.text("#found") and "Changed: control.gain=patched" in tab.text("#found")
+    tab.tab.check("text=keep the colours")
+    tab.tab.fill("input[placeholder^=none]", "")
+    tab.tab.select_option("select >> nth=0", "plain-0")
+    assert scanned("Six birds") == [0, 1], "those of the scan before, of another run"
+    links = tab.tab.evaluate("[...document.querySelectorAll('#found figure')].map((one) => !!one.querySelector('a.data'))")
+    assert len(links) == 3 and all(links), "each figure leads to its numbers"
+
+
 def test_two_runs_write_side_by_side(tab: Tab) -> None:
     tab.open("write?run=modulated-0&run=plain-0")
     tab.tab.click("button.primary")

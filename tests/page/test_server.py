@@ -216,6 +216,8 @@ def test_too_much_text_is_refused_with_the_limit(client: Any, token: dict[str, s
     asked = {"run": "plain-0", "text": "a" * (guard.TEXT_LIMIT + 1)}
     answer = client.post("/api/scan", json=asked, headers=token)
     assert answer.status_code == 400 and answer.json()["error"] == "text: 8,001 characters, at most 8,000 are taken"
+    asked = {"run": "plain-0", "text": "One", "patch_text": "a" * (guard.TEXT_LIMIT + 1)}
+    assert client.post("/api/scan", json=asked, headers=token).json()["error"].startswith("patch_text: 8,001 ")
     huge = client.post("/api/scan", json={"run": "plain-0", "text": "a" * guard.BODY_LIMIT}, headers=token)
     assert huge.status_code == 413 and "65,536" in huge.json()["error"]
 
