@@ -55,7 +55,10 @@ def scan(question: dict[str, Any]) -> dict[str, Any]:
         }
         for step in range(3)
     ]
-    notes = ["signals of the last pass", *([f"patched from {question['patch_text']}"] if question["patch_text"] else [])]
+    notes = [
+        "signals of the last pass",
+        *([f"patched from {question['patch_text']}"] if question["patch_text"] else []),
+    ]
     wave = [[value * (0.5 if question["changes"] else 1.0) for value in row] for row in wave]
     ends = {"low": 0.0, "high": 1.0 if question["changes"] else 2.0, "neutral": 1.0}
     head = {"format": 1, "run": "made", "step": question["step"] or 400, "text": question["text"]}

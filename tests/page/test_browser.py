@@ -273,7 +273,9 @@ def test_scans_share_their_colours_on_request_and_take_signals_from_another_text
     tab.tab.fill("input[placeholder^=none]", "")
     tab.tab.select_option("select >> nth=0", "plain-0")
     assert scanned("Six birds") == [0, 1], "those of the scan before, of another run"
-    links = tab.tab.evaluate("[...document.querySelectorAll('#found figure')].map((one) => !!one.querySelector('a.data'))")
+    links = tab.tab.evaluate(
+        "[...document.querySelectorAll('#found figure')].map((one) => !!one.querySelector('a.data'))"
+    )
     assert len(links) == 3 and all(links), "each figure leads to its numbers"
 
 
@@ -340,6 +342,10 @@ def test_what_files_say_is_text_and_nothing_else(tab: Tab) -> None:
     for part in tab.tab.query_selector_all("details:not([open]) > summary"):
         part.click()
     tab.tab.wait_for_timeout(200)
+    plot = tab.tab.query_selector(".js-plotly-plot .main-svg")
+    assert plot and plot.evaluate("(one) => getComputedStyle(one).position") == "absolute", (
+        "the charts have their rules"
+    )
     titles = tab.tab.eval_on_selector_all("svg .xtitle", "all => all.map((one) => one.textContent)")
     assert any("<a href" in title for title in titles)
     assert not tab.tab.query_selector("svg a"), "a name of an axis is no link"

@@ -255,8 +255,9 @@ def test_every_answer_carries_the_headers_of_safety(client: Any) -> None:
     for path in ("/", "/static/main.js", "/api/runs", "/api/run?run=..", "/nowhere"):
         headers = client.get(path).headers
         assert headers["x-content-type-options"] == "nosniff" and headers["x-frame-options"] == "DENY"
-        script = next(part for part in headers["content-security-policy"].split(";") if "script-src" in part)
-        assert script.split() == ["script-src", "'self'"]
+        policy = [part.split() for part in headers["content-security-policy"].split(";")]
+        assert ["script-src", "'self'"] in policy and ["style-src", "'self'"] in policy
+        assert not [part for part in policy if "'unsafe-inline'" in part]
 
 
 def test_static_files_are_named_one_by_one(client: Any) -> None:
