@@ -14,7 +14,7 @@ wrong is one line, ``{"id": 3, "error": "…"}``, and the desk goes on. A scan i
 result of signals is
 
     {"signals": [{"pattern", "title", "neutral", "low", "high"}], "regions": [{"name", "pattern", "value"}],
-     "depth": [1, 2, 3] or null, "longest": tokens}
+     "parts": [names for NAME=silenced], "depth": [1, 2, 3] or null, "longest": tokens}
 
 Requests are answered one after the other. Models of the last `KEPT` runs stay loaded; one whose run has other
 checkpoints is loaded again. Nothing in a run is executed. Which paths may be asked for is for those to check who ask.
@@ -43,7 +43,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from homunculi.core.model import LanguageModel
 from homunculi.errors import HomunculiError, InputError
 from homunculi.evals.generation import Sampling, generate
-from homunculi.experiments.changing import changed, depths_of, regions_of, signals_of
+from homunculi.experiments.changing import changed, depths_of, parts_of, regions_of, signals_of
 from homunculi.experiments.scan import open_run_for_scan, scan
 from homunculi.runs.scans import scan_to_json
 from homunculi.text.tokenizers import Tokenizer
@@ -135,6 +135,7 @@ class Desk:
             found = {
                 "signals": [asdict(one) for one in signals_of(model)],
                 "regions": [asdict(one) for one in regions_of(model)],
+                "parts": parts_of(model),
                 "depth": depths_of(model) or None,
                 "longest": model.config.max_seq_len,
             }

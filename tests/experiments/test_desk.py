@@ -86,6 +86,7 @@ def test_signals_say_what_can_be_changed(run: Path) -> None:
     gate = {"pattern": "steps.*.router.gate", "title": "gate", "neutral": 1.0, "low": 0.0, "high": 2.0}
     assert gate in found["signals"] and found["depth"] == [1, 2] and found["longest"] == 32
     assert {"name": "attention", "pattern": "steps.*.attn.out", "value": 0.0} in found["regions"]
+    assert found["parts"] == [], "its gate is a signal of that name"
 
 
 @pytest.mark.parametrize(

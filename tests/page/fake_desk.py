@@ -16,6 +16,7 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
         return {
             "signals": [{"pattern": "control.gain", "title": "gain", "neutral": 1.0, "low": 0.0, "high": 2.0}],
             "regions": [{"name": "front", "pattern": "steps.*.front", "value": 0.0}],
+            "parts": ["prefrontal"],
             "depth": [1, 2, 3],
         }
     if question["text"] == "fail":

@@ -183,6 +183,18 @@ def test_a_run_is_followed_while_it_writes(tab: Tab) -> None:
     run.close()
 
 
+def test_the_last_of_very_many_samples_are_followed(tab: Tab) -> None:
+    run = made_run(tab.page.project.root / "talking", architecture="modulated", seed=8, state="running", step=100)
+    for step in range(500):
+        run.log_sample({"step": step, "prompt": "", "text": f"number {step}", "temperature": 0.8, "seed": 0})
+    tab.open("run?run=talking")
+    tab.tab.wait_for_function("() => document.querySelector('#samples .said').innerText.includes('number 499')")
+    run.log_sample({"step": 500, "prompt": "", "text": "number 500", "temperature": 0.8, "seed": 0})
+    run.write_status(step=101)
+    tab.tab.wait_for_function("() => document.querySelector('#samples .said').innerText.includes('number 500')")
+    run.close()
+
+
 def test_runs_that_went_wrong_say_so(tab: Tab) -> None:
     expected = {
         "lost": ("crashed", "stopped without a word", "the last line breaks off"),
@@ -252,7 +264,7 @@ def test_a_scan_is_stopped_by_its_button_by_another_and_by_leaving(tab: Tab) -> 
 
 
 def test_scans_share_their_colours_on_request_and_take_signals_from_another_text(tab: Tab) -> None:
-    ends = "(() => { const one = document.querySelector('#found .js-plotly-plot').data[0]; return [one.zmin, one.zmax] })()"
+    ends = "[document.querySelector('#found .js-plotly-plot').data[0]].flatMap((one) => [one.zmin, one.zmax])"
     tab.open("scan?run=modulated-0")
 
     def scanned(text: str) -> list[float]:
@@ -296,8 +308,10 @@ def test_changes_write_the_text_anew_and_only_the_last_one_counts(tab: Tab) -> N
     assert "control.gain=neutral:1.4" in tab.text()
     asked = [url for url in tab.asked if url.endswith("/api/sample")]
     assert len(asked) == 2, "the unchanged text, and the last of three changes"
-    tab.tab.select_option(".knob >> nth=2 >> select", "2")
-    tab.tab.wait_for_function("() => document.body.innerText.includes('control.gain=neutral:1.4 depth=2')")
+    tab.tab.select_option(".knob >> nth=2 >> select", "silenced")
+    tab.tab.select_option(".knob >> nth=3 >> select", "2")
+    wanted = "control.gain=neutral:1.4 prefrontal=silenced depth=2"
+    tab.tab.wait_for_function("(wanted) => document.body.innerText.includes(wanted)", arg=wanted)
 
 
 def test_the_desk_s_failure_is_told(tab: Tab) -> None:
