@@ -24,7 +24,7 @@ from homunculi.runs.directory import claim
 from homunculi.runs.scans import scan_from_json
 from homunculi.text.config import TextConfig
 from homunculi.text.tokenizers import ByteTokenizer
-from homunculi.train.config import OutputConfig, RunConfig, TrainConfig, config_to_json
+from homunculi.train.config import InstrumentsConfig, OutputConfig, RunConfig, TrainConfig, config_to_json
 from homunculi.train.loop import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text=TextConfig(tokenizer="bytes", val_frac=0.1),
         train=TrainConfig(eval_tokens=128),
         output=OutputConfig(prompts=("a",), sample_tokens=2),
+        instruments=InstrumentsConfig(names=("activation", "updates")),
     )
     made = claim(folder / "run")
     made.write_info({"recipe": "tiny", "config": config_to_json(config)})

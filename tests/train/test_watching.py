@@ -151,6 +151,7 @@ def test_what_a_model_has_not_is_said_in_the_plan(
 
 
 def test_a_configuration_written_before_there_were_instruments_loads(tiny: RunConfig) -> None:
+    tiny = dataclasses.replace(tiny, instruments=InstrumentsConfig())
     described = config_to_json(tiny)
     assert described.pop("instruments")["watch"] == "on"
     assert config_from_json(described) == tiny
