@@ -30,7 +30,14 @@ from homunculi.models.gpt import Config
 from homunculi.runs.directory import RunDirectory, claim, reopen
 from homunculi.text.config import TextConfig
 from homunculi.train.checkpoint import file_hash
-from homunculi.train.config import OutputConfig, RunConfig, TrainConfig, config_from_json, config_to_json
+from homunculi.train.config import (
+    InstrumentsConfig,
+    OutputConfig,
+    RunConfig,
+    TrainConfig,
+    config_from_json,
+    config_to_json,
+)
 from homunculi.train.loop import train
 
 STEPS = 24
@@ -70,7 +77,8 @@ class Witness:
 
 
 def small_run(corpus: Path) -> RunConfig:
-    """A run of about a second that crosses epoch boundaries and uses all that a checkpoint must hold."""
+    """A run of about a second that crosses epoch boundaries and uses all that a checkpoint must hold. Two instruments,
+    one of each kind, are under way meanwhile; all of them would take longer than the run."""
     return RunConfig(
         model=Config(d_model=16, n_blocks=2, n_heads=2, max_seq_len=32, dropout=0.1),
         corpus=str(corpus),
@@ -83,6 +91,7 @@ def small_run(corpus: Path) -> RunConfig:
         text=TextConfig(tokenizer="bytes", val_frac=0.1),
         train=TrainConfig(ema=0.9, eval_tokens=512, optimizer="muon"),
         output=OutputConfig(log_every=1, prompts=("a", ""), sample_tokens=8, keep_every=8),
+        instruments=InstrumentsConfig(names=("activation", "updates")),
     )
 
 

@@ -193,6 +193,17 @@ def regions_of(model: LanguageModel) -> list[Region]:
     return [Region(name, pattern, 0.0) for name, pattern in OUTPUTS.items() if _present({pattern: 0.0}, taps)]
 
 
+def parts_of(model: LanguageModel) -> list[str]:
+    """Names of parts of `model` that `NAME=silenced` holds where they do nothing, as its architecture declares them:
+    those that are more than one signal of their name."""
+    taps, found = taps_of(model), []
+    for name, neutral in _declared(model):
+        held = _present(neutral, taps)
+        if held and name not in OUTPUTS and any(pattern.rsplit(".", 1)[-1] != name for pattern in held):
+            found.append(name)
+    return found
+
+
 def depths_of(model: LanguageModel) -> list[int]:
     """Depths that ``depth=N`` can force: of a loop, each number of passes; of a routed one, those below which a router
     decides. Empty where there is nothing to choose."""

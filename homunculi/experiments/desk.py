@@ -9,12 +9,12 @@
 
 A scan and signals are answered by ``{"id": 1, "result": {…}}``, a sample by ``{"id": 2, "piece": "text"}`` as it is
 written and then ``{"id": 2, "result": {"text": "…"}}``. A stop has no answer of its own: the sample that it names ends
-with what is written by then, and whatever else it names is answered by an error if its turn has not come. What goes
+with what is written by then, and whatever else it names is answered by an error, in the midst of it too. What goes
 wrong is one line, ``{"id": 3, "error": "…"}``, and the desk goes on. A scan is that of `homunculi.runs.scans`; the
 result of signals is
 
     {"signals": [{"pattern", "title", "neutral", "low", "high"}], "regions": [{"name", "pattern", "value"}],
-     "depth": [1, 2, 3] or null, "longest": tokens}
+     "parts": [names for NAME=silenced], "depth": [1, 2, 3] or null, "longest": tokens}
 
 Requests are answered one after the other. Models of the last `KEPT` runs stay loaded; one whose run has other
 checkpoints is loaded again. Nothing in a run is executed. Which paths may be asked for is for those to check who ask.
@@ -31,17 +31,19 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from homunculi.core.model import LanguageModel
 from homunculi.errors import HomunculiError, InputError
 from homunculi.evals.generation import Sampling, generate
-from homunculi.experiments.changing import changed, depths_of, regions_of, signals_of
+from homunculi.experiments.changing import changed, depths_of, parts_of, regions_of, signals_of
 from homunculi.experiments.scan import open_run_for_scan, scan
 from homunculi.runs.scans import scan_to_json
 from homunculi.text.tokenizers import Tokenizer
@@ -52,6 +54,7 @@ MOST_TOKENS = 4096  # of a sample
 MOST_LINE = 4_000_000  # characters of a request
 MOST_CHANGES = 64
 MOST_STOPPED = 64
+STOPPED = "stopped"
 
 Json = dict[str, Any]
 
@@ -99,7 +102,7 @@ class Desk:
             asked = _object(line)
             number = asked.get("id")
             if self.is_stopped(asked) and asked.get("do") != "sample":
-                raise InputError("stopped before its turn")
+                raise InputError(STOPPED)
             work = {"scan": self._scan, "sample": self._sample, "signals": self._signals}.get(str(asked.get("do")))
             if work is None:
                 raise InputError(f"do: {str(asked.get('do'))[:40]!r} is none of scan, sample, signals")
@@ -115,26 +118,28 @@ class Desk:
 
     def _scan(self, asked: Json) -> Iterator[Json]:
         run = self._open(asked)
-        found = scan(
-            run.model,
-            run.tokenizer,
-            _word(asked, "text"),
-            changes=_changes(asked),
-            patch_text=_word(asked, "patch_text") or None,
-            known={"run": run.name, "step": run.step},
-        )
+        with _ended_when(lambda: self.is_stopped(asked)):
+            found = scan(
+                run.model,
+                run.tokenizer,
+                _word(asked, "text"),
+                changes=_changes(asked),
+                patch_text=_word(asked, "patch_text") or None,
+                known={"run": run.name, "step": run.step},
+            )
         yield {"result": scan_to_json(found)}
 
     def _signals(self, asked: Json) -> Iterator[Json]:
         model = self._open(asked).model
-        yield {
-            "result": {
+        with _ended_when(lambda: self.is_stopped(asked)):
+            found = {
                 "signals": [asdict(one) for one in signals_of(model)],
                 "regions": [asdict(one) for one in regions_of(model)],
+                "parts": parts_of(model),
                 "depth": depths_of(model) or None,
                 "longest": model.config.max_seq_len,
             }
-        }
+        yield {"result": found}
 
     def _sample(self, asked: Json) -> Iterator[Json]:
         run = self._open(asked)
@@ -166,6 +171,21 @@ class Desk:
         while len(self.loaded) > KEPT:
             self.loaded.popitem(last=False)
         return known
+
+
+@contextmanager
+def _ended_when(is_stopped: Callable[[], bool]) -> Iterator[None]:
+    """Inside the block no module begins to compute any more once `is_stopped` says so: a scan is hundreds of them."""
+
+    def look(*_: Any) -> None:
+        if is_stopped():
+            raise InputError(STOPPED)
+
+    listening = register_module_forward_pre_hook(look)
+    try:
+        yield
+    finally:
+        listening.remove()
 
 
 def _stamp(run: Path, step: int | None) -> tuple[Any, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -97,3 +97,13 @@ def get(name: str) -> Instrument:
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
             raise InputError(f"{name}: no such instrument; {hint}")
     return _REGISTERED[name]
+
+
+def require(chosen: Iterable[str]) -> None:
+    """Refuse names that no instrument has.
+
+    Raises:
+        InputError: as `get`.
+    """
+    for name in chosen:
+        get(name)

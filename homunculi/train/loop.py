@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from homunculi.errors import DIVERGED, HomunculiError, Stopped
+from homunculi.instruments.registry import require
 from homunculi.runs.directory import RunDirectory
 from homunculi.text.batches import Batches
 from homunculi.train.after import after_update, diverge, is_anything_due, is_due, line_of, stop
@@ -44,6 +45,8 @@ def train(config: RunConfig, run: RunDirectory, reporter: Reporter) -> dict[str,
     device = resolve_device(config.device, world.local_rank)
     heartbeat = Heartbeat(run, config.steps) if world.writes else Silence()
     try:
+        if config.instruments.watch == "on":  # by every process, before any waits for another
+            require(config.instruments.names)
         with joined(world, device), listening() as stop_request:
             _train_joined(config, run, reporter, world, device, heartbeat, stop_request)
     except BaseException as error:

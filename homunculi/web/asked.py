@@ -35,6 +35,8 @@ def question(project: Project, do: str, body: bytes) -> dict[str, Any]:
         return words
     words |= {"step": _whole(asked, "step", 0, 10**12, None), "changes": _changes(asked.get("changes"))}
     words["text"] = _text(asked, "text", TEXT_LIMIT)
+    if do == "scan":
+        words["patch_text"] = None if asked.get("patch_text") is None else _text(asked, "patch_text", TEXT_LIMIT)
     if do == "sample":
         words["tokens"] = _whole(asked, "tokens", 1, MOST_TOKENS, 60)
         words["seed"] = _whole(asked, "seed", 0, 2**31 - 1, 0)

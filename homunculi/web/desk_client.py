@@ -30,6 +30,7 @@ from homunculi.errors import HomunculiError
 
 MODULE = "homunculi.experiments.desk"
 ANSWER_S, DRAIN_S = 180.0, 15.0
+LOOK_S = 0.1  # between two looks whether anybody still waits for an answer of which nothing has come
 _START = re.compile(rb'\s*\{\s*"id"\s*:\s*(\d+)\s*,\s*"(piece|result|error)"\s*:')
 _ENDED = b""
 
@@ -72,7 +73,7 @@ class DeskClient:
             number = self._send(question)
             finished = False
             try:
-                for line in self._answer(number, self._answer_s):
+                for line in self._answer(number, self._answer_s, given_up):
                     kind = _kind(line)
                     finished = kind != "piece"
                     if kind == "error":
@@ -89,20 +90,29 @@ class DeskClient:
         self._closed = True
         self._stop()
 
-    def _answer(self, number: int, silence_s: float) -> Iterator[bytes]:
-        """Lines that belong to a question, none later than `silence_s` after the one before it."""
-        while True:
-            try:
-                line = self._lines.get(timeout=silence_s)
-            except queue.Empty:
-                self._stop()
-                raise DeskFailed(f"the desk did not answer within {silence_s:.0f} s and was ended") from None
+    def _answer(self, number: int, silence_s: float, given_up: threading.Event | None = None) -> Iterator[bytes]:
+        """Lines that belong to a question, none later than `silence_s` after the one before it; until `given_up`."""
+        while (line := self._line(silence_s, given_up)) is not None:
             if line == _ENDED:
                 self._stop()
                 why = self._said[-1] if self._said else "it said nothing"
                 raise DeskFailed(f"the desk ended: {why[:300]}")
             if _id_of(line) == number:
                 yield line
+
+    def _line(self, silence_s: float, given_up: threading.Event | None) -> bytes | None:
+        """The next line of the desk, or None once nobody waits for it."""
+        until = time.monotonic() + silence_s
+        while given_up is None or not given_up.is_set():
+            left = until - time.monotonic()
+            try:
+                return self._lines.get(timeout=max(0.0, left if given_up is None else min(left, LOOK_S)))
+            except queue.Empty:
+                if left > LOOK_S:
+                    continue
+            self._stop()
+            raise DeskFailed(f"the desk did not answer within {silence_s:.0f} s and was ended")
+        return None
 
     def _drain(self, number: int) -> None:
         """Have an answer that nobody wants stopped, and read it to its end, so that the next question is answered by

@@ -15,9 +15,9 @@ TOKEN_HEADER = "x-homunculi-token"
 BODY_LIMIT = 65_536
 TEXT_LIMIT = 8_000
 
-# Only files of this page are loaded, and only this page is spoken to. Styles are set by the library of charts.
+# Only files of this page are loaded, styles too, and only this page is spoken to.
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 # A file of a run is shown without any right: no script, no origin, nothing loaded.

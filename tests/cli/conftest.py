@@ -15,7 +15,7 @@ from homunculi.cli import main
 TINY = """
 from homunculi.models.gpt import Config
 from homunculi.text.config import TextConfig
-from homunculi.train.config import OutputConfig, RunConfig, TrainConfig
+from homunculi.train.config import InstrumentsConfig, OutputConfig, RunConfig, TrainConfig
 
 def tiny():
     return RunConfig(
@@ -23,6 +23,7 @@ def tiny():
         corpus={corpus!r}, steps=8, batch_tokens=256, eval_every=4, sample_every=4, checkpoint_every=4, device="cpu",
         text=TextConfig(tokenizer="bytes", val_frac=0.1), train=TrainConfig(eval_tokens=512),
         output=OutputConfig(log_every=1, prompts=("a",), sample_tokens=8),
+        instruments=InstrumentsConfig(names=("activation", "updates")),
     )
 
 def not_a_config():

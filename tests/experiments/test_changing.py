@@ -11,7 +11,7 @@ from torch import Tensor
 
 from homunculi.core.model import LanguageModel
 from homunculi.errors import InputError
-from homunculi.experiments.changing import changed, depths_of, regions_of, signals_of
+from homunculi.experiments.changing import changed, depths_of, parts_of, regions_of, signals_of
 from homunculi.experiments.subject import add_noise
 from homunculi.instruments.hooks import run_with_cache
 from homunculi.models import build, get
@@ -124,6 +124,11 @@ def test_a_region_of_several_signals_is_silenced_at_their_neutral_values() -> No
     with changed(built, ["prefrontal=silenced"]):
         seen = run_with_cache(built, IDS, "steps.*.prefrontal.*")[1]
     assert (seen["steps.1.prefrontal.plan"] == 0).all() and (seen["steps.1.prefrontal.open_heads"] == 1).all()
+    assert parts_of(built) == ["temporal", "amygdala", "prefrontal", "packet"]
+    assert parts_of(model("ncn")) == ["controller"] and not parts_of(model("gpt"))
+    for name in parts_of(built):
+        with changed(built, [f"{name}=silenced"]):
+            assert torch.isfinite(built(IDS).logits).all()
     said = r"cerebellum=silenced: this model has .*prefrontal"
     with pytest.raises(InputError, match=said), changed(built, ["cerebellum=silenced"]):
         pass

@@ -18,12 +18,13 @@ import pytest
 from homunculi.cli.terminal import Quiet
 from homunculi.experiments import desk as desks
 from homunculi.experiments.desk import KEPT, Desk, pieces_of, read_ahead, serve
+from homunculi.instruments import hooks
 from homunculi.models.mor import Config
 from homunculi.runs.directory import claim
 from homunculi.runs.scans import scan_from_json
 from homunculi.text.config import TextConfig
 from homunculi.text.tokenizers import ByteTokenizer
-from homunculi.train.config import OutputConfig, RunConfig, TrainConfig, config_to_json
+from homunculi.train.config import InstrumentsConfig, OutputConfig, RunConfig, TrainConfig, config_to_json
 from homunculi.train.loop import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,6 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text=TextConfig(tokenizer="bytes", val_frac=0.1),
         train=TrainConfig(eval_tokens=128),
         output=OutputConfig(prompts=("a",), sample_tokens=2),
+        instruments=InstrumentsConfig(names=("activation", "updates")),
     )
     made = claim(folder / "run")
     made.write_info({"recipe": "tiny", "config": config_to_json(config)})
@@ -85,6 +87,7 @@ def test_signals_say_what_can_be_changed(run: Path) -> None:
     gate = {"pattern": "steps.*.router.gate", "title": "gate", "neutral": 1.0, "low": 0.0, "high": 2.0}
     assert gate in found["signals"] and found["depth"] == [1, 2] and found["longest"] == 32
     assert {"name": "attention", "pattern": "steps.*.attn.out", "value": 0.0} in found["regions"]
+    assert found["parts"] == [], "its gate is a signal of that name"
 
 
 @pytest.mark.parametrize(
@@ -199,12 +202,31 @@ def test_a_sample_is_stopped_between_two_tokens_and_what_waits_before_its_turn(r
     assert len(rest) <= 1, "the bytes of a character that was begun"
     assert last["result"]["text"] == "".join([*pieces, *(one["piece"] for one in rest)])
     scan = {"id": 10, "do": "scan", "run": str(run), "text": "red"}
-    assert list(desk.answer(json.dumps(scan))) == [{"id": 10, "error": "stopped before its turn"}]
+    assert list(desk.answer(json.dumps(scan))) == [{"id": 10, "error": "stopped"}]
     assert "result" in ask(desk, **asked)[-1] and not desk.stopped, "a number may be asked again"
     assert not desk.stop(json.dumps(asked)) and not desk.stop("nonsense")
     for number in range(1000):
         desk.stop(json.dumps({"do": "stop", "of": number}))
     assert len(desk.stopped) < 100
+
+
+@pytest.mark.parametrize("do", ["scan", "signals"])
+def test_what_is_under_way_is_stopped_at_the_next_module_and_the_model_is_kept(run: Path, do: str) -> None:
+    desk, asked = Desk(), {"id": 7, "do": do, "run": str(run), "text": "red"}
+    _, whole = ask(desk, do="signals", run=str(run)), ask(desk, **asked)  # loaded, and nothing is stopped yet
+    (known,) = desk.loaded.values()
+    begun: list[str] = []
+
+    def stop_here(*_: Any) -> None:
+        begun.append("readout" if desk.is_stopped(asked) else "embedding")
+        desk.stop('{"id": 8, "do": "stop", "of": 7}')
+
+    module = next(module for name, module in known.model.named_modules() if name == "embed")
+    hooked = module.register_forward_pre_hook(stop_here)
+    hooks._CATALOGUES.clear()
+    assert ask(desk, **asked) == [{"id": 7, "error": "stopped"}] and begun == ["embedding"]
+    hooked.remove()
+    assert ask(desk, **asked) == whole and list(desk.loaded.values()) == [known]
 
 
 def test_requests_are_read_ahead_and_stops_are_taken_out() -> None:

@@ -15,7 +15,7 @@ import pytest
 from homunculi.models.gpt import Config
 from homunculi.runs.directory import claim
 from homunculi.text.config import TextConfig
-from homunculi.train.config import OutputConfig, RunConfig, TrainConfig, config_to_json
+from homunculi.train.config import InstrumentsConfig, OutputConfig, RunConfig, TrainConfig, config_to_json
 from homunculi.train.loop import train
 from tests.train.conftest import Listener
 
@@ -39,6 +39,7 @@ def curve(optimizer: Any, folder: Path) -> list[float]:
         text=TextConfig(tokenizer="bytes", val_frac=0.1),
         train=TrainConfig(optimizer=optimizer, eval_tokens=256),
         output=OutputConfig(log_every=1, sample_tokens=1),
+        instruments=InstrumentsConfig(names=("activation", "updates")),
     )
     run = claim(folder / "run")
     run.write_info({"config": config_to_json(config)})

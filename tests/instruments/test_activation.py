@@ -55,6 +55,18 @@ def test_scale_is_the_root_mean_square_of_the_state() -> None:
     assert found(model)["rms"] == pytest.approx([2.0, 2.0, 2.0])
 
 
+def test_an_untrained_model_uses_many_directions_and_one_with_two_uses_two() -> None:
+    model = untrained()
+    control = found(model)
+    assert (control["effective rank"] > 8).all() and (control["share of dead units"] == 0).all()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.o.weight.zero_()
+            block.mlp.out.weight.zero_()
+        model.embed.weight.copy_(torch.randn(50, 2) @ torch.linalg.qr(torch.randn(32, 2))[0].mT)
+    assert found(model)["effective rank"] == pytest.approx([2, 2, 2], abs=0.3)
+
+
 def test_axes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="2 axes"):
         Measurement({"a": np.zeros((2, 3))}, {"a": ("step",)})

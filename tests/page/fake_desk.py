@@ -16,6 +16,7 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
         return {
             "signals": [{"pattern": "control.gain", "title": "gain", "neutral": 1.0, "low": 0.0, "high": 2.0}],
             "regions": [{"name": "front", "pattern": "steps.*.front", "value": 0.0}],
+            "parts": ["prefrontal"],
             "depth": [1, 2, 3],
         }
     if question["text"] == "fail":
@@ -23,6 +24,9 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
     if question["text"] == "die":
         print("no memory is left", file=sys.stderr, flush=True)
         sys.exit(1)
+    if question["text"] == "endless":
+        stop = json.loads(sys.stdin.readline())
+        raise ValueError("stopped" if (stop["do"], stop["of"]) == ("stop", question["id"]) else f"told {stop}")
     return scan(question) if question["do"] == "scan" else sample(question)
 
 
@@ -52,6 +56,12 @@ def scan(question: dict[str, Any]) -> dict[str, Any]:
         }
         for step in range(3)
     ]
+    notes = [
+        "signals of the last pass",
+        *([f"patched from {question['patch_text']}"] if question["patch_text"] else []),
+    ]
+    wave = [[value * (0.5 if question["changes"] else 1.0) for value in row] for row in wave]
+    ends = {"low": 0.0, "high": 1.0 if question["changes"] else 2.0, "neutral": 1.0}
     head = {"format": 1, "run": "made", "step": question["step"] or 400, "text": question["text"]}
     panel = {"title": "Gain", "unit": "", "rows": [f"block {row}" for row in range(4)], "values": wave}
     return head | {
@@ -59,11 +69,11 @@ def scan(question: dict[str, Any]) -> dict[str, Any]:
             {"id": place, "text": token, "surprisal": None if place == 0 else 0.3 + (len(token) * 7 % 10) / 2}
             for place, token in enumerate(tokens)
         ],
-        "panels": [{"name": "gain", "low": 0.0, "high": 2.0, "neutral": 1.0} | panel],
+        "panels": [{"name": "gain"} | ends | panel],
         "attention": [{"name": "a.0", "label": "step 0", "values": [triangle, triangle]}],
         "lens": lens,
         "changes": question["changes"],
-        "notes": ["signals of the last pass"],
+        "notes": notes,
     }
 
 

@@ -183,6 +183,18 @@ def test_a_run_is_followed_while_it_writes(tab: Tab) -> None:
     run.close()
 
 
+def test_the_last_of_very_many_samples_are_followed(tab: Tab) -> None:
+    run = made_run(tab.page.project.root / "talking", architecture="modulated", seed=8, state="running", step=100)
+    for step in range(500):
+        run.log_sample({"step": step, "prompt": "", "text": f"number {step}", "temperature": 0.8, "seed": 0})
+    tab.open("run?run=talking")
+    tab.tab.wait_for_function("() => document.querySelector('#samples .said').innerText.includes('number 499')")
+    run.log_sample({"step": 500, "prompt": "", "text": "number 500", "temperature": 0.8, "seed": 0})
+    run.write_status(step=101)
+    tab.tab.wait_for_function("() => document.querySelector('#samples .said').innerText.includes('number 500')")
+    run.close()
+
+
 def test_runs_that_went_wrong_say_so(tab: Tab) -> None:
     expected = {
         "lost": ("crashed", "stopped without a word", "the last line breaks off"),
@@ -225,6 +237,60 @@ def test_a_typed_text_is_scanned(tab: Tab) -> None:
     assert first in tab.tab.evaluate("window.gone"), "numbers of an earlier scan are let go"
 
 
+def test_a_scan_is_stopped_by_its_button_by_another_and_by_leaving(tab: Tab) -> None:
+    tab.open("scan?run=modulated-0")
+    process = tab.page.desk._process
+    for end in ("Stop", "another", "leave", "close"):
+        tab.tab.fill("textarea", "endless")
+        tab.tab.click("button.primary")
+        tab.tab.wait_for_selector("text=Scanning")
+        if end == "Stop":
+            tab.tab.click("button:has-text('Stop')")
+            tab.tab.wait_for_selector("text=Stopped.")
+        elif end == "leave":
+            tab.open("claims")
+            tab.open("scan?run=modulated-0")
+        elif end == "close":
+            other = tab.tab.context.new_page()
+            tab.tab.close()
+            tab.tab = other
+            tab.open("scan?run=modulated-0")
+        tab.tab.fill("textarea", f"One {end}")
+        tab.tab.click("button.primary")
+        tab.tab.wait_for_selector("text=2 tokens at step 400.")
+        assert tab.tab.is_disabled("button:has-text('Stop')")
+        assert process is None or tab.page.desk._process is process, "the desk keeps its models"
+        process = tab.page.desk._process
+
+
+def test_scans_share_their_colours_on_request_and_take_signals_from_another_text(tab: Tab) -> None:
+    ends = "[document.querySelector('#found .js-plotly-plot').data[0]].flatMap((one) => [one.zmin, one.zmax])"
+    tab.open("scan?run=modulated-0")
+
+    def scanned(text: str) -> list[float]:
+        tab.tab.fill("textarea", text)
+        tab.tab.click("button.primary")
+        tab.tab.wait_for_selector(f"#found .marked:has-text('{text.split()[0]}')")
+        tab.drawn(3)
+        found: list[float] = tab.tab.evaluate(ends)
+        return found
+
+    assert scanned("One fish") == [0, 2]
+    tab.tab.click("text=change the model first")
+    tab.tab.fill("input[placeholder^=none]", "control.gain=patched")
+    tab.tab.fill("textarea >> nth=1", "Ten boxes")
+    assert scanned("Two frogs") == [0, 1]
+    assert "patched from Ten boxes" in tab.text("#found") and "Changed: control.gain=patched" in tab.text("#found")
+    tab.tab.check("text=keep the colours")
+    tab.tab.fill("input[placeholder^=none]", "")
+    tab.tab.select_option("select >> nth=0", "plain-0")
+    assert scanned("Six birds") == [0, 1], "those of the scan before, of another run"
+    links = tab.tab.evaluate(
+        "[...document.querySelectorAll('#found figure')].map((one) => !!one.querySelector('a.data'))"
+    )
+    assert len(links) == 3 and all(links), "each figure leads to its numbers"
+
+
 def test_two_runs_write_side_by_side(tab: Tab) -> None:
     tab.open("write?run=modulated-0&run=plain-0")
     tab.tab.click("button.primary")
@@ -242,8 +308,10 @@ def test_changes_write_the_text_anew_and_only_the_last_one_counts(tab: Tab) -> N
     assert "control.gain=neutral:1.4" in tab.text()
     asked = [url for url in tab.asked if url.endswith("/api/sample")]
     assert len(asked) == 2, "the unchanged text, and the last of three changes"
-    tab.tab.select_option(".knob >> nth=2 >> select", "2")
-    tab.tab.wait_for_function("() => document.body.innerText.includes('control.gain=neutral:1.4 depth=2')")
+    tab.tab.select_option(".knob >> nth=2 >> select", "silenced")
+    tab.tab.select_option(".knob >> nth=3 >> select", "2")
+    wanted = "control.gain=neutral:1.4 prefrontal=silenced depth=2"
+    tab.tab.wait_for_function("(wanted) => document.body.innerText.includes(wanted)", arg=wanted)
 
 
 def test_the_desk_s_failure_is_told(tab: Tab) -> None:
@@ -288,6 +356,10 @@ def test_what_files_say_is_text_and_nothing_else(tab: Tab) -> None:
     for part in tab.tab.query_selector_all("details:not([open]) > summary"):
         part.click()
     tab.tab.wait_for_timeout(200)
+    plot = tab.tab.query_selector(".js-plotly-plot .main-svg")
+    assert plot and plot.evaluate("(one) => getComputedStyle(one).position") == "absolute", (
+        "the charts have their rules"
+    )
     titles = tab.tab.eval_on_selector_all("svg .xtitle", "all => all.map((one) => one.textContent)")
     assert any("<a href" in title for title in titles)
     assert not tab.tab.query_selector("svg a"), "a name of an axis is no link"

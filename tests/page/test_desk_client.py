@@ -115,3 +115,12 @@ def test_an_answer_that_is_given_up_is_stopped() -> None:
     assert b"result" in desk.ask(SAMPLE | {"tokens": 1}) and desk._process is process is not None
     desk.close()
     assert process.poll() is not None
+
+
+def test_an_answer_of_which_nothing_has_come_is_given_up_and_stopped(desk: DeskClient) -> None:
+    desk.ask(SAMPLE)
+    process, given_up = desk._process, threading.Event()
+    timer = threading.Timer(0.2, given_up.set)
+    timer.start()
+    assert list(desk.stream(SAMPLE | {"do": "scan", "text": "endless"}, given_up)) == []
+    assert b"result" in desk.ask(SAMPLE) and desk._process is process

@@ -216,6 +216,8 @@ def test_too_much_text_is_refused_with_the_limit(client: Any, token: dict[str, s
     asked = {"run": "plain-0", "text": "a" * (guard.TEXT_LIMIT + 1)}
     answer = client.post("/api/scan", json=asked, headers=token)
     assert answer.status_code == 400 and answer.json()["error"] == "text: 8,001 characters, at most 8,000 are taken"
+    asked = {"run": "plain-0", "text": "One", "patch_text": "a" * (guard.TEXT_LIMIT + 1)}
+    assert client.post("/api/scan", json=asked, headers=token).json()["error"].startswith("patch_text: 8,001 ")
     huge = client.post("/api/scan", json={"run": "plain-0", "text": "a" * guard.BODY_LIMIT}, headers=token)
     assert huge.status_code == 413 and "65,536" in huge.json()["error"]
 
@@ -253,8 +255,9 @@ def test_every_answer_carries_the_headers_of_safety(client: Any) -> None:
     for path in ("/", "/static/main.js", "/api/runs", "/api/run?run=..", "/nowhere"):
         headers = client.get(path).headers
         assert headers["x-content-type-options"] == "nosniff" and headers["x-frame-options"] == "DENY"
-        script = next(part for part in headers["content-security-policy"].split(";") if "script-src" in part)
-        assert script.split() == ["script-src", "'self'"]
+        policy = [part.split() for part in headers["content-security-policy"].split(";")]
+        assert ["script-src", "'self'"] in policy and ["style-src", "'self'"] in policy
+        assert not [part for part in policy if "'unsafe-inline'" in part]
 
 
 def test_static_files_are_named_one_by_one(client: Any) -> None:

@@ -13,7 +13,14 @@ import pytest
 from homunculi.models.gpt import Config
 from homunculi.runs.directory import RunDirectory, claim, reopen
 from homunculi.text.config import TextConfig
-from homunculi.train.config import OutputConfig, RunConfig, TrainConfig, config_from_json, config_to_json
+from homunculi.train.config import (
+    InstrumentsConfig,
+    OutputConfig,
+    RunConfig,
+    TrainConfig,
+    config_from_json,
+    config_to_json,
+)
 from homunculi.train.loop import train
 
 
@@ -52,6 +59,7 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tiny(corpus: Path) -> RunConfig:
+    """With two instruments, one of each kind: all of them take four times as long as the training itself."""
     return RunConfig(
         model=Config(d_model=16, n_blocks=2, n_heads=2, max_seq_len=32),
         corpus=str(corpus),
@@ -64,6 +72,7 @@ def tiny(corpus: Path) -> RunConfig:
         text=TextConfig(tokenizer="bytes", val_frac=0.1),
         train=TrainConfig(eval_tokens=512),
         output=OutputConfig(log_every=1, prompts=("a",), sample_tokens=8),
+        instruments=InstrumentsConfig(names=("activation", "updates")),
     )
 
 

@@ -17,7 +17,7 @@ from homunculi.train.checkpoint import checkpoints, file_hash
 RECIPE = """
 from homunculi.models.gpt import Config
 from homunculi.text.config import TextConfig
-from homunculi.train.config import OutputConfig, RunConfig, TrainConfig
+from homunculi.train.config import InstrumentsConfig, OutputConfig, RunConfig, TrainConfig
 
 def tiny():
     return RunConfig(
@@ -25,6 +25,7 @@ def tiny():
         eval_every=4, sample_every=8, checkpoint_every=4, device="cpu",
         text=TextConfig(tokenizer="bytes", val_frac=0.1), train=TrainConfig(eval_tokens=512, micro_tokens=64),
         output=OutputConfig(log_every=1, prompts=("a",), sample_tokens=4),
+        instruments=InstrumentsConfig(names=("activation", "updates")),
     )
 """
 LOSS_TOLERANCE = 2e-5  # float32 sums in another order

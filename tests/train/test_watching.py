@@ -130,7 +130,12 @@ def test_off_measures_nothing(tiny: RunConfig, start: Start) -> None:
     assert finished_summary(tiny, run)["instruments_s"] is None
 
 
-def test_an_instrument_that_does_not_exist_is_refused_before_training(tiny: RunConfig, start: Start) -> None:
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_an_instrument_that_does_not_exist_is_refused_by_every_process_before_it_waits_for_others(
+    tiny: RunConfig, start: Start, monkeypatch: pytest.MonkeyPatch, rank: str
+) -> None:
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)  # there is no address at which the other one could be met
     with pytest.raises(InputError, match="activatoin: no such instrument; did you mean activation"):
         start(tiny, instruments=InstrumentsConfig(names=("activatoin",)))
 
@@ -146,6 +151,7 @@ def test_what_a_model_has_not_is_said_in_the_plan(
 
 
 def test_a_configuration_written_before_there_were_instruments_loads(tiny: RunConfig) -> None:
+    tiny = dataclasses.replace(tiny, instruments=InstrumentsConfig())
     described = config_to_json(tiny)
     assert described.pop("instruments")["watch"] == "on"
     assert config_from_json(described) == tiny

@@ -92,7 +92,7 @@ class Step(Holding):
 
 VARIANTS: tuple[dict[str, Any], ...] = (
     {"n_steps": 2, "n_columns": 3, "d_slice": 40, "d_mlp": 500, "n_branches": 3},
-    {"n_steps": 3, "n_columns": 2, "d_slice": 40, "d_mlp": 400, "n_branches": 2, "activation": "swish"},
+    {"n_steps": 2, "n_columns": 2, "d_slice": 40, "d_mlp": 400, "n_branches": 2, "activation": "swish"},
 )
 
 

@@ -47,7 +47,7 @@ class Config(SliceStepConfig):
 
 
 VARIANTS: tuple[dict[str, Any], ...] = (
-    {"n_steps": 8, "d_slice": 14, "d_mlp": 64, "d_embed": 16},
+    {"n_steps": 7, "d_slice": 14, "d_mlp": 64, "d_embed": 16},
     {"n_steps": 3, "d_slice": 30, "d_mlp": 100, "d_embed": 24, "activation": "relu", "waves": "none"},
 )
 

@@ -120,7 +120,7 @@ class Step(Holding):
 
 
 VARIANTS: tuple[dict[str, Any], ...] = (
-    {"n_steps": 6, "d_state": 30, "first_size": 5.0, "first_scale": 0.4},
+    {"n_steps": 4, "d_state": 30, "first_size": 5.0, "first_scale": 0.4},
     {"n_steps": 3, "d_state": 34, "first_size": 20.0, "first_scale": 0.4, "n_operations": 5},
 )
 

@@ -52,12 +52,23 @@ let charts = null;
 const left = new WeakSet();  // plots of views that were left
 function chartsReady() {
   charts ??= new Promise((resolve, reject) => {
+    stylesAsRules();
     const script = el("script", {src: "/static/vendor/plotly-cartesian.min.js"});
     script.addEventListener("load", resolve);
     script.addEventListener("error", () => reject(new Error("the charts could not be loaded")));
     document.head.append(script);
   });
   return charts;
+}
+
+// The charts write some styles as attributes, which the page's policy refuses as inline styles; set as rules of the
+// element they are allowed. Markup with styles of its own stays refused.
+function stylesAsRules() {
+  const asItWas = Element.prototype.setAttribute;
+  Element.prototype.setAttribute = function setAttribute(name, value) {
+    if (name === "style" && this.style) this.style.cssText = value;
+    else asItWas.call(this, name, value);
+  };
 }
 
 function draw(plot, words, make) {

@@ -23,7 +23,7 @@ export async function samples(section, key, signal) {
 
   async function refresh() {
     const {samples: found} = await read("samples", {run: key}, signal);
-    if (found.length === seen.all.length && seen.all.length) return;
+    if (found.length && found.length === seen.all.length && found.at(-1).step === seen.all.at(-1).step) return;  // of many the last come
     seen.all = found;
     seen.steps = [...new Set(found.map((one) => one.step))].sort((a, b) => a - b);
     if (!found.length) { fill(section, title[0], el("p", {class: "note"}, "No samples yet.")); return; }

@@ -72,7 +72,7 @@ export async function show(main, query, signal, about) {
       const found = await act("signals", {run: key}, signal);
       if (key !== choice.value()) return;
       state.controls = [...(found.signals || []).map((one) => signalKnob(one, later)),
-        ...(found.regions || []).map((one) => regionKnob(one, later)), ...(found.depth ? [depthKnob(found.depth, later)] : [])];
+        ...(found.regions || []).map((one) => regionKnob(one, later)), ...(found.parts || []).map((name) => partKnob(name, later)), ...(found.depth ? [depthKnob(found.depth, later)] : [])];
       const empty = !state.controls.length && el("p", {class: "note"}, "This model has nothing to change here.");
       fill(knobs, empty, state.controls.map((one) => one.field));
       await write();
@@ -134,11 +134,16 @@ function regionKnob(one, act) {
   return {...made, change};
 }
 
-function depthKnob(depths, act) {
-  const choice = select([["", "as it is"], ...depths.map((one) => [String(one), String(one)])], "", act);
+// A part of several signals: all of them held where they do nothing.
+const partKnob = (name, act) => choiceKnob(name, [["silenced", "silenced"]], (one) => `${name}=${one}`, act);
+
+const depthKnob = (depths, act) => choiceKnob("depth", depths.map((one) => [String(one), String(one)]), (one) => `depth=${one}`, act);
+
+function choiceKnob(title, options, change, act) {
+  const choice = select([["", "as it is"], ...options], "", act);
   return {
-    field: el("div", {class: "knob"}, labelled("depth", choice)),
-    change: () => choice.value === "" ? null : `depth=${choice.value}`,
+    field: el("div", {class: "knob"}, labelled(named(title), choice)),
+    change: () => choice.value === "" ? null : change(choice.value),
     reset: () => { choice.value = ""; },
   };
 }

@@ -2,7 +2,7 @@
 
 import {act} from "./api.js";
 import {needsToken, runChoice, stepChoice} from "./asking.js";
-import {alertOf, el, fill, folded, labelled, named, select, table} from "./dom.js";
+import {alertOf, checkbox, el, fill, folded, labelled, named, select, table} from "./dom.js";
 import {frame, heatmap, visible} from "./figures.js";
 import {figure as short} from "./numbers.js";
 import {marked} from "./panels.js";
@@ -14,40 +14,55 @@ export async function show(main, query, signal, about) {
   const choice = await runChoice("Run", query.get("run"), signal, (key) => step.load(key, signal));
   const text = el("textarea", {rows: 4, maxlength: about.limits.text, value: "One morning Mina found a red box in the garden, but it was empty."});
   const changes = el("input", {type: "text", placeholder: "none, or such as depth=2", maxlength: 2000});
+  const other = el("textarea", {rows: 2, maxlength: about.limits.text});
   const status = el("p", {class: "note", role: "status"}), found = el("div", {id: "found"});
   const button = el("button", {type: "submit", class: "primary", disabled: !about.acts}, "Scan");
-  let going = null, data = null;
+  const stop = el("button", {type: "button", disabled: true, on: {click: () => going?.abort()}}, "Stop");
+  let going = null, data = null, ends = new Map(), keeps = false;
   const release = () => { if (data) URL.revokeObjectURL(data); };
-  signal.addEventListener("abort", release);
+  signal.addEventListener("abort", () => { going?.abort(); release(); });
 
   async function scan(event) {
     event.preventDefault();
     going?.abort();
-    going = new AbortController();
-    const mine = going;
-    signal.addEventListener("abort", () => mine.abort());
+    const mine = going = new AbortController();
+    stop.disabled = false;
     fill(status, "Scanning; the first scan of a run loads its model …");
     try {
       const words = changes.value.trim() ? changes.value.trim().split(/\s+/) : [];
-      const result = await act("scan", {run: choice.value(), step: step.value(), text: text.value, changes: words}, mine.signal);
+      const asked = {run: choice.value(), step: step.value(), text: text.value, changes: words, patch_text: other.value || null};
+      const result = await act("scan", asked, mine.signal);
       fill(status, `${result.tokens.length} tokens at step ${result.step}.`);
       release();
       data = URL.createObjectURL(new Blob([JSON.stringify(result)], {type: "application/json"}));
-      drawScan(found, result, data);
+      ends = endsOf(result, keeps ? ends : new Map());
+      drawScan(found, result, data, ends);
     } catch (error) {
-      if (error.name !== "AbortError") { fill(status); fill(found, alertOf(error.message)); }
+      if (error.name === "AbortError") { if (going === mine) fill(status, "Stopped."); }
+      else if (going === mine) { fill(status); fill(found, alertOf(error.message)); }
     }
+    if (going === mine) stop.disabled = true;
   }
 
+  const changing = () => el("div", {}, labelled("Changes, separated by spaces", changes, "PATTERN=neutral:NUMBER, =scaled:NUMBER, =shuffled or =patched; REGION=silenced; depth=N"),
+    labelled("Other text, for =patched", other, "what passes these taps is what passed while this was read; as many tokens as the text above"));
   fill(main, el("h1", {}, "Scan"), el("p", {class: "under"}, "What happens inside a model while it reads a text, token by token."), needsToken(about),
     el("form", {on: {submit: scan}}, el("div", {class: "controls"}, choice.field, step.field),
       labelled("Text", text, `at most ${about.limits.text.toLocaleString("en")} characters`),
-      folded("change the model first", () => labelled("Changes, separated by spaces", changes)),
-      el("div", {class: "bar"}, button), status), found);
+      folded("change the model first", changing),
+      checkbox("keep the colours of the scan before, to compare runs, checkpoints or changes", false, (on) => { keeps = on; }),
+      el("div", {class: "bar"}, button, stop), status), found);
   if (choice.value()) await step.load(choice.value(), signal);
 }
 
-function drawScan(out, scan, data) {
+// The ends of each panel's colours: those that are kept, or its own.
+function endsOf(scan, kept) {
+  const all = new Map(kept);
+  for (const panel of scan.panels || []) if (!all.has(panel.name)) all.set(panel.name, {low: panel.low, high: panel.high});
+  return all;
+}
+
+function drawScan(out, scan, data, ends) {
   const tokens = scan.tokens.map((one) => one.text);
   const surprise = scan.tokens.map((one) => one.surprisal);
   fill(out,
@@ -58,25 +73,31 @@ function drawScan(out, scan, data) {
   const parts = [];
   if (scan.panels?.length) {
     parts.push(el("h2", {}, "Signals by token"));
-    for (const panel of scan.panels) parts.push(panelOf(panel, tokens, data));
+    for (const panel of scan.panels) parts.push(panelOf({...panel, ...ends.get(panel.name)}, tokens, data));
   }
-  if (scan.attention?.length) parts.push(el("h2", {}, "Attention"), attentionOf(scan.attention, tokens));
-  if (scan.lens?.length) parts.push(el("h2", {}, "What each step would say"), ...lensOf(scan.lens, tokens));
+  if (scan.attention?.length) parts.push(el("h2", {}, "Attention"), attentionOf(scan.attention, tokens, data));
+  if (scan.lens?.length) parts.push(el("h2", {}, "What each step would say"), ...lensOf(scan.lens, tokens, data));
   if (scan.lens?.some((one) => one.up?.length)) parts.push(el("h2", {}, "Which step moved which word"), movedOf(scan.lens, tokens));
   out.append(...parts);
 }
 
-function panelOf(panel, tokens, data) {
-  const made = frame(panel.title || panel.name, {data});
+// A figure whose numbers are among those of the scan.
+function scanFrame(title, data) {
+  const made = frame(title, {data});
   made.link.setAttribute("download", "scan.json");
+  return made;
+}
+
+function panelOf(panel, tokens, data) {
+  const made = scanFrame(panel.title || panel.name, data);
   queueMicrotask(() => heatmap(made.plot, {title: panel.title, values: panel.values, rows: panel.rows, columns: tokens, unit: panel.unit,
     low: panel.low, high: panel.high, neutral: panel.neutral}));
   return made.figure;
 }
 
-function attentionOf(attention, tokens) {
+function attentionOf(attention, tokens, data) {
   const state = {place: 0, head: 0};
-  const made = frame("Who looks at whom");
+  const made = scanFrame("Who looks at whom", data);
   const heads = el("span", {});
   const draw = () => {
     const one = attention[state.place];
@@ -90,8 +111,8 @@ function attentionOf(attention, tokens) {
   return el("div", {}, el("div", {class: "controls"}, labelled("Where", where), heads), made.figure);
 }
 
-function lensOf(lens, tokens) {
-  const made = frame("Rank of the true next token (1 is best), by ratio");
+function lensOf(lens, tokens, data) {
+  const made = scanFrame("Rank of the true next token (1 is best), by ratio", data);
   const ranks = lens.map((one) => one.rank.map((rank) => rank === null ? null : Math.log10(rank)));
   const tops = Math.max(1, ...ranks.flat().filter((one) => one !== null));
   queueMicrotask(() => heatmap(made.plot, {title: "rank", values: ranks, rows: lens.map((one) => one.label), columns: tokens, unit: "rank", low: 0, high: tops,
