@@ -210,11 +210,10 @@ def _tidy() -> None:
     """Leave the memory of a run to the next one, and to neighbours."""
     sys.stderr.flush()
     gc.collect()
-    graphs = sys.modules.get("torch._inductor.cudagraph_trees")
-    if graphs is not None:
-        graphs.reset_cudagraph_trees()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
+        if "torch._inductor.cudagraph_trees" in sys.modules:  # captured graphs hold the weights of the run
+            torch._dynamo.reset()
         torch.cuda.empty_cache()
 
 

@@ -132,6 +132,7 @@ class Watch:
         self._stream = torch.cuda.Stream(updater.device) if updater.device.type == "cuda" else None
         self._worker = ThreadPoolExecutor(1, "instruments", _compute_on_one_thread)
         self._under_way: deque[tuple[int, Future[None]]] = deque()
+        self._held: deque[_Moment] = deque()
         self._trace: _Trace | None = None
         if self._reading("update"):
             updater.before_step = self._before_step
@@ -143,14 +144,18 @@ class Watch:
         if not is_watched(self.config, step):
             return
         with self._counted(_TRAINING):
-            self._wait(self.copies.n - 1)
+            settled = self.updater.settled  # else nothing may compute beside what is compiled or captured
+            if len(self._held) + len(self._under_way) >= self.copies.n:
+                self._wait(self.copies.n - 1 if settled else 0)
             try:
                 moment = self._copied(step)
             except Exception as error:  # a device without room for the copies
                 self._leave_out(self.instruments, step, error)
                 return
-            self._under_way.append((step, self._worker.submit(self._work, moment)))
-            if not self.updater.settled or self.updater.device.type == "mps":  # which takes one thread at a time
+            self._held.append(moment)
+            if settled:
+                self._submit()
+            if self.updater.device.type == "mps":  # which takes one thread at a time
                 self._wait()
 
     def finish(self) -> None:
@@ -183,8 +188,15 @@ class Watch:
         self.updater.before_step = None
         self._worker.shutdown(wait=True)
 
+    def _submit(self) -> None:
+        """Give the worker what was held back while code was compiled or graphs were captured."""
+        while self._held:
+            moment = self._held.popleft()
+            self._under_way.append((moment.step, self._worker.submit(self._work, moment)))
+
     def _wait(self, n_left: int = 0) -> None:
-        """Until no more than that many measurements are under way."""
+        """Until no more than that many measurements are under way, and none is held back."""
+        self._submit()
         while len(self._under_way) > n_left:
             step, under_way = self._under_way.popleft()
             try:

@@ -36,12 +36,14 @@ from homunculi.train import after, copies, watching
 from homunculi.train.checkpoint import checkpoints
 from homunculi.train.config import InstrumentsConfig, RunConfig, TrainConfig, config_from_json, config_to_json
 from homunculi.train.loop import finished_summary
+from homunculi.train.step import Updater
 from homunculi.train.watch_plan import is_watched, probe_of
 
 Start = Callable[..., Any]
 Install = Callable[..., None]
 OFF = InstrumentsConfig(watch="off")
 DUE = [0, 1, 2, 4, 8, 12]
+SETTLES = 3  # updates until nothing is compiled any more
 
 
 class Crash(BaseException):
@@ -240,6 +242,46 @@ def test_steps_wait_in_copies_of_their_own_while_the_worker_is_busy(
     monkeypatch.setattr(watching.Watch, "finish", finish)
     run, _ = start(tiny, instruments=names, eval_every=0, checkpoint_every=0, sample_every=0)
     assert scalars(run, "sum") == expected and sorted(expected) == DUE
+
+
+@pytest.mark.parametrize("n_copies", [1, 2, 20])
+def test_nothing_is_measured_beside_compilation_and_training_waits_only_where_copies_run_out(
+    n_copies: int, tiny: RunConfig, start: Start, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = InstrumentsConfig(names=("sum",))
+    install("sum", lambda seen: scalar(total(seen.model.parameters())))
+    expected = scalars(start(tiny, "one", instruments=names)[0], "sum")
+    updating, waited = Event(), []
+
+    def measure(seen: Any) -> Measurement:
+        assert not updating.is_set(), "an update was under way while code was being compiled"
+        return scalar(total(seen.model.parameters()))
+
+    update, wait = Updater.update, watching.Watch._wait
+
+    def update_unsettled(self: Updater, step: int, *given: Any) -> Any:
+        if step <= SETTLES:
+            updating.set()
+        try:
+            result = update(self, step, *given)
+            time.sleep(0.02 if step <= SETTLES else 0)
+            return result
+        finally:
+            updating.clear()
+
+    def wait_seen(self: watching.Watch, n_left: int = 0) -> None:
+        waited.append(len(self._held))
+        wait(self, n_left)
+
+    install("sum", measure)
+    monkeypatch.setattr(copies, "how_many", lambda model, device: n_copies)
+    monkeypatch.setattr(Updater, "update", update_unsettled)
+    monkeypatch.setattr(Updater, "settled", property(lambda self: self._n_taken >= SETTLES))
+    monkeypatch.setattr(watching.Watch, "_wait", wait_seen)
+    run, _ = start(tiny, instruments=names, eval_every=0, checkpoint_every=0, sample_every=0)
+    assert scalars(run, "sum") == expected and sorted(expected) == DUE
+    held = [n for n in waited if n]
+    assert (len(held) > 2) == (n_copies == 1) and max(held, default=0) <= n_copies
 
 
 def test_a_gpu_holds_as_many_copies_as_fit_into_a_tenth_of_it(monkeypatch: pytest.MonkeyPatch) -> None:

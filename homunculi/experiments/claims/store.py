@@ -24,7 +24,8 @@ from homunculi.files import write_atomic
 from homunculi.runs.directory import RunDirectory
 
 FORMAT = 1
-_OWN = ("seed", "data_seed", "lr", "device")  # settings of a single run or machine, kept elsewhere or nowhere
+# Settings of a single run or machine, kept elsewhere or nowhere.
+_OWN = ("seed", "data_seed", "lr", "device", "train.cuda_graphs")
 _FOR_PEOPLE = ("sample_every", "checkpoint_every", "output", "instruments")  # settings that change no result
 LEAP = 0.1  # share of the lowest training loss so far beyond which it leapt
 _LINES = 4  # how deep a stored result is spread over lines: a side and a run have one each
