@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import queue
+import runpy
 import signal
 import subprocess
 import sys
@@ -186,10 +187,9 @@ def _made(words: list[str], log: Path) -> int:
     os.close(handle)
     sys.argv = ["homunculi", *words]
     try:
-        from homunculi.cli.main import main  # which loads torch, and may fail: the log is open now
-
+        runpy.run_module("homunculi", run_name="loaded")  # the program decides how threads wait before torch is loaded
         _compile_many()
-        main()
+        runpy.run_module("homunculi", run_name="__main__", alter_sys=True)
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else FAILURE
     except BaseException:
