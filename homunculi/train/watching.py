@@ -186,6 +186,7 @@ class Watch:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.updater.before_step = None
+        self._submit()  # also of a run that ended badly
         self._worker.shutdown(wait=True)
 
     def _submit(self) -> None:
