@@ -173,6 +173,13 @@ def test_more_seeds_on_another_machine_add_up_to_the_same(runner: Runner, toy: C
     assert sorted(seed for _, seed in origins[1]["runs"]) == [2, 2, 2, 3, 3, 3]
 
 
+def test_neither_the_order_of_assignments_nor_how_kernels_are_launched_makes_another_plan(fresh: Runner) -> None:
+    words = ("output.log_every=4", "train.clip=0.5")
+    fresh(common=words, seeds=2)
+    fresh(common=(*reversed(words), "train.cuda_graphs=off"), seeds=3, folder=fresh.base / "later")
+    assert len(pairs(fresh.part())) == 9
+
+
 def test_a_first_seed_and_sides_may_be_named(fresh: Runner) -> None:
     _, launch, _ = fresh(first_seed=5, sides=("idea",))
     assert pairs(fresh.part()) == [("plain", 5), ("plain", 6), ("idea", 5), ("idea", 6)] and len(launch.folders) == 4
@@ -197,7 +204,7 @@ def test_what_another_process_stored_meanwhile_stays(runner: Runner) -> None:
 
 def test_another_plan_is_refused_before_anything_is_run(runner: Runner) -> None:
     before = (runner.base / "results" / "toy.json").read_bytes()
-    for changes, field in (({"common": ("steps=16",)}, "common is"), ({"size": "medium"}, "size is")):
+    for changes, field in (({"common": ("steps=16",)}, "common.steps is nothing there and \"16\" here"), ({"size": "medium"}, "size is")):
         launch = Inside()
         with pytest.raises(InputError, match=field):
             runner(launch, folder=runner.base / "other", **changes)

@@ -91,11 +91,11 @@ def change(*keys: Any, to: Any) -> Callable[[Json], None]:
 OWN = ("parts", "main", "sides", 1)
 OTHER_PLANS = {
     "size is": change("size", to="medium"),
-    "common is": change("common", to=["steps=9"]),
+    "common.steps is": change("common", to=["steps=9"]),
     "match is": change("parts", "main", "match", to=["flops"]),
     "data_hash": change("parts", "main", "data", "data_hash", to="another"),
     "recipe of own": change(*OWN, "recipe", to="ncn:medium"),
-    "assignments of own": change(*OWN, "assignments", to=["model.d_model=8"]),
+    "assignments of own.model.d_model": change(*OWN, "assignments", to=["model.d_model=8"]),
     "changes of own.model.d_mlp": change(*OWN, "changes", to={"model.d_mlp": "8"}),
     "config of own.steps": change(*OWN, "config", "steps", to=101),
     "config of own.model.max_seq_len": change(*OWN, "config", "model", "max_seq_len", to=32),

@@ -66,7 +66,7 @@ def _side(side: Side) -> Json:
         failed = [check["name"] for check in certificate.get("checks", []) if not check.get("passed")]
         certificate = {key: certificate.get(key) is True for key in ("causal", "causal_in_training")}
         certificate |= {"failed": failed}
-    own = {key: value for key, value in side.config.items() if key not in (*_OWN, *_FOR_PEOPLE)}
+    own = _without(side.config, (*_OWN, *_FOR_PEOPLE))
     return {
         "name": side.name,
         "recipe": side.recipe,
@@ -79,6 +79,16 @@ def _side(side: Side) -> Json:
         "lr": side.lr,
         "certificate": certificate,
     }
+
+
+def _without(config: Json, names: Sequence[str]) -> Json:
+    """A configuration without settings of these dotted names."""
+    kept = {key: value for key, value in config.items() if key not in names}
+    for name in names:
+        section, _, key = name.partition(".")
+        if key and isinstance(kept.get(section), dict):
+            kept[section] = {one: value for one, value in kept[section].items() if one != key}
+    return kept
 
 
 def without_own(assignments: list[str]) -> list[str]:
@@ -146,8 +156,9 @@ def merge(old: Json, new: Json, where: str) -> Json:
     Raises:
         InputError: they follow different plans; the message names the first field that differs.
     """
-    for key in ("id", "size", "common"):
+    for key in ("id", "size"):
         _same(old[key], new[key], key, where)
+    _same(_settled(old["common"]), _settled(new["common"]), "common", where)
     parts = dict(old["parts"])
     for name, part in new["parts"].items():
         parts[name] = _merge_parts(parts[name], part, where) if name in parts else part
@@ -164,7 +175,8 @@ def _merge_parts(old: Json, new: Json, where: str) -> Json:
     for side in new["sides"]:
         known = sides.setdefault(side["name"], side)
         known |= {key: side[key] for key in ("lr", "certificate") if known[key] is None}  # stopped before it had any
-        for key in ("recipe", "assignments", "changes", "seed_offset", "lr"):
+        _same(_settled(known["assignments"]), _settled(side["assignments"]), f"assignments of {side['name']}", where)
+        for key in ("recipe", "changes", "seed_offset", "lr"):
             if key == "lr" and side[key] is None:
                 continue
             _same(known[key], side[key], f"{key} of {side['name']}", where)
@@ -183,6 +195,11 @@ def _merge_parts(old: Json, new: Json, where: str) -> Json:
         "baselines": old["baselines"] or new["baselines"],
         "factors": old["factors"] or new["factors"],
     }
+
+
+def _settled(assignments: Sequence[str]) -> dict[str, str]:
+    """Field → the last value that it is given: the order of assignments of different fields says nothing."""
+    return {name.strip(): value for name, _, value in (word.partition("=") for word in assignments)}
 
 
 def _in_order(runs: Iterable[Json], sides: list[Json]) -> list[Json]:
@@ -216,7 +233,7 @@ def _same(was: Any, now: Any, field: str, where: str) -> None:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
+    text = "nothing" if value is None else json.dumps(value)
     return text if len(text) <= 60 else text[:59] + "…"
 
 
