@@ -12,7 +12,8 @@ milliseconds of each instrument alone on the untrained model, and of the forward
 
 With --rounds 0 there is one run, with instruments, and no other beside it: `lost_s` are the seconds of training that a
 measurement took after step 100, the stretch between two log lines that holds one less the median of those that hold
-none; `begins_s` what went into the training thread before, waiting for the first measurements included.
+none; `begins_s` what the updates up to step 100 took beyond as many plain ones, by the clock of updates (compiling is
+no part of it), waiting for the first measurements included.
 """
 
 from __future__ import annotations
@@ -67,12 +68,12 @@ def within(config: RunConfig, lines: list[tuple[int, float, float]]) -> dict[str
             stretches[any(is_watched(config, one) for one in range(before, step))].append((ended - began) / n)
     plain = median(stretches[False])
     lost = [(one - plain) * n for one in stretches[True]]
-    begins = max(spent for step, _, spent in lines if step <= SETTLED)
+    began = next(seconds - plain * step for step, seconds, _ in lines if step == SETTLED)
     return {
         "ms_per_step": round(1000 * plain, 3),
         "lost_s": [round(one, 4) for one in lost],
-        "begins_s": begins,
-        "share": round((begins + sum(lost) / len(lost) * measurements(config, SETTLED)) / lines[-1][1], 4),
+        "begins_s": round(began, 4),
+        "share": round((began + sum(lost) / len(lost) * measurements(config, SETTLED)) / lines[-1][1], 4),
     }
 
 

@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from homunculi.core.model import LanguageModel
+from homunculi.experiments.changing import changed, depths_of
 from homunculi.experiments.skills.depth import depth_of
+from homunculi.experiments.skills.feed import pack
 from homunculi.experiments.skills.plan import Settings, ask, points
+from homunculi.experiments.skills.reading import judge
 from homunculi.experiments.skills.scores import depth_json
 from homunculi.experiments.skills.sizing import Frame, Side, small
 from homunculi.models import get
@@ -92,3 +95,18 @@ def test_depths_of_several_seeds_are_averaged() -> None:
     assert found["own"]["by_needed"] == [pytest.approx(0.6)]
     assert found["chosen"]["by_needed"] == [1.5]
     assert (found["chosen"]["rho"], found["chosen"]["n"]) == (0.25, 2)
+
+
+@pytest.mark.parametrize("name", ["mor", "homunculi"])
+def test_a_router_that_is_forced_is_judged_at_that_depth(name: str) -> None:
+    """A judgement under a forced depth is that of the forward under it; each depth has one of its own."""
+    model, seen = model_of(name).eval(), examples()
+    ids_BT, targets_BT = pack(seen)
+    losses = []
+    for depth in depths_of(model):
+        with changed(model, [f"depth={depth}"]), torch.no_grad():
+            logits_BTV = model(ids_BT).logits
+            losses.append(judge(model, seen, CPU).loss)
+        wanted = torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=-100)
+        assert losses[-1] == pytest.approx(float(wanted), rel=1e-5)
+    assert len(losses) == 3 and len({round(loss, 6) for loss in losses}) == 3

@@ -70,6 +70,15 @@ def answers(model: LanguageModel, x_BTD: Tensor) -> Tensor:
     return model.readout(x_BTD) if decoder is None else decoder(x_BTD, -1)
 
 
+def _answered(model: LanguageModel, ids_BT: Tensor) -> Tensor:
+    """Logits (B, T, V) of a whole forward where the model's own read-out answers: changes of a model
+    (`homunculi.experiments.changing`) are changes of its forwards, and a trunk called by itself knows nothing of them."""
+    if getattr(model, DECODER, None) is None:
+        logits_BTV: Tensor = model(ids_BT).logits
+        return logits_BTV
+    return answers(model, model.trunk(ids_BT, model.always).x_BTD)
+
+
 @dataclass(frozen=True, slots=True)
 class Judgement:
     """How a model did on examples.
@@ -99,8 +108,7 @@ def judge(model: LanguageModel, examples: Examples, device: torch.device) -> Jud
     right, losses = [], []
     for part_2BT in packed_2BT.split(_ROWS_AT_ONCE, 1):
         ids_BT, targets_BT = part_2BT.to(device)
-        hidden = model.trunk(ids_BT, model.always)
-        logits_BTV = answers(model, hidden.x_BTD).float()
+        logits_BTV = _answered(model, ids_BT).float()
         counted_BT = targets_BT != IGNORED
         right.append(((logits_BTV.argmax(-1) == targets_BT) & counted_BT).cpu().numpy())
         losses.append(F.cross_entropy(logits_BTV[counted_BT], targets_BT[counted_BT], reduction="sum").double())
