@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -63,6 +64,12 @@ def guessed_bytes(config: RunConfig, budget: Budget) -> int:
     activations = 40 * executed / (12 * width) * bytes_each
     logits = 4 * vocabulary * 4 / config.train.loss_chunks
     return int(_CONTEXT_BYTES + 16 * budget.parameters + tokens * (activations + logits))
+
+
+def shares_gpus() -> bool:
+    """Whether NVIDIA's multi-process service runs: without it the kernels of several processes take turns on a GPU."""
+    pipes = os.environ.get("CUDA_MPS_PIPE_DIRECTORY") or "/tmp/nvidia-mps"  # where it has them by default
+    return (Path(pipes) / "control").exists()
 
 
 def n_cores() -> int:

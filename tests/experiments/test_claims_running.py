@@ -204,7 +204,10 @@ def test_what_another_process_stored_meanwhile_stays(runner: Runner) -> None:
 
 def test_another_plan_is_refused_before_anything_is_run(runner: Runner) -> None:
     before = (runner.base / "results" / "toy.json").read_bytes()
-    for changes, field in (({"common": ("steps=16",)}, "common.steps is nothing there and \"16\" here"), ({"size": "medium"}, "size is")):
+    for changes, field in (
+        ({"common": ("steps=16",)}, 'common.steps is nothing there and "16" here'),
+        ({"size": "medium"}, "size is"),
+    ):
         launch = Inside()
         with pytest.raises(InputError, match=field):
             runner(launch, folder=runner.base / "other", **changes)

@@ -88,6 +88,23 @@ def test_a_battery_scores_every_architecture_at_every_task(tmp_path: Path) -> No
     assert (tmp_path / "report.html").exists()
 
 
+def test_a_plan_says_when_processes_would_take_turns_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path / "pipes"))
+
+    def plan(device: str, at_once: int) -> str:
+        board = Board()
+        asked = ask(["parity"], {"length": "8"})
+        planned = Battery([side("gpt")], asked, SETTINGS, tmp_path, board, devices=(device,), at_once=at_once)
+        planned.points = points(planned.sides, planned.tasks, planned.settings)
+        return "\n".join(planned._described())
+
+    assert "nvidia-cuda-mps-control -d" in plan("cuda:0", 4)
+    assert "mps" not in plan("cuda:0", 1) and "mps" not in plan("cpu", 4)
+    (tmp_path / "pipes").mkdir()
+    (tmp_path / "pipes" / "control").touch()
+    assert "mps" not in plan("cuda:0", 4)
+
+
 def test_a_second_call_trains_nothing_and_further_seeds_train_only_themselves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

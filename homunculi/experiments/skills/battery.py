@@ -22,6 +22,7 @@ from homunculi.experiments.skills.cells import Cell, Json, Store, configuration,
 from homunculi.experiments.skills.plan import Asked, Point, Settings, points, sized
 from homunculi.experiments.skills.pool import Progress, first_failure, train_all
 from homunculi.experiments.skills.sizing import Side, parameters_of, state_bytes
+from homunculi.experiments.slots import shares_gpus
 from homunculi.files import write_json
 from homunculi.report.skills import write_skills_report
 from homunculi.runs import clock
@@ -250,6 +251,8 @@ class Battery:
         sizes = [self._side_json(side) for side in self.sides]
         named = [f"{one['name']} ({one['parameters']:,} parameters beside tokens)" for one in sizes]
         few = " (a small grid: nothing is selected)" if len(grid) == 1 else ""
+        in_turns = self.devices[0].startswith("cuda") and self.at_once > 1 and not shares_gpus()
+        turns = ", in turns: start nvidia-cuda-mps-control -d first, and they run side by side" if in_turns else ""
         return [
             f"skills      {', '.join(named)}",
             f"tasks       {', '.join(asked.task.name for asked in self.tasks)}",
@@ -261,7 +264,7 @@ class Battery:
             f"grid        lr {_listed(settings.lrs)} × weight decay {_listed(settings.wds)}{few}; the same for all",
             f"cells       at most {n:,}: {len(self.points)} points, {settings.seeds} seeds, "
             f"{settings.steps:,} steps of {settings.rows} rows",
-            f"device      {', '.join(self.devices)}; {self.at_once or 1} at once on each",
+            f"device      {', '.join(self.devices)}; {self.at_once or 1} at once on each{turns}",
             f"folder      {self.folder}",
         ]
 

@@ -71,8 +71,9 @@ def answers(model: LanguageModel, x_BTD: Tensor) -> Tensor:
 
 
 def _answered(model: LanguageModel, ids_BT: Tensor) -> Tensor:
-    """Logits (B, T, V) of a whole forward where the model's own read-out answers: changes of a model
-    (`homunculi.experiments.changing`) are changes of its forwards, and a trunk called by itself knows nothing of them."""
+    """Logits (B, T, V), of a whole forward where the model's own read-out answers: what is changed about a model
+    (`homunculi.experiments.changing`) is changed about its forwards, and a trunk called by itself knows nothing of it.
+    """
     if getattr(model, DECODER, None) is None:
         logits_BTV: Tensor = model(ids_BT).logits
         return logits_BTV
