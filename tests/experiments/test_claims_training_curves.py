@@ -98,6 +98,76 @@ def test_the_training_loss_is_the_mean_of_the_last_tenth_that_is_finite() -> Non
     assert "training/loss" not in of_training([9.0, math.nan]) and of_training([]) == {}
 
 
+# Runs that learn nothing.
+
+VOCABULARY = 1024
+GUESS, LEARNT = math.log(VOCABULARY), 0.9 * math.log(VOCABULARY)
+
+
+def ending(bank: Sequence[float], plain: Sequence[float], leaps: tuple[int, int], n_diverged: int = 0) -> Part:
+    """Both sides at both rates: where each seed ends, in nats, and leaps of each run."""
+    both = {"bank": (bank, leaps[0]), "plain": (plain, leaps[1])}
+    runs = [
+        run(name, seed, end, statistics={"training/leaps": both[name.partition("-")[0]][1]})
+        for name in SIDES
+        for seed, end in enumerate(both[name.partition("-")[0]][0])
+    ]
+    seeds = range(len(bank), len(bank) + n_diverged)
+    failed = [{"side": f"bank{rate}", "seed": k, "state": "diverged", "reason": ""} for rate in RATES for k in seeds]
+    sides = [side(name) for name in SIDES]
+    for one in sides:
+        one["config"]["model"]["vocab_size"] = VOCABULARY
+    return Part(part({}, runs=runs, failed=failed, sides=sides))
+
+
+def test_a_side_that_stays_at_guessing_cannot_leap_and_refutes_nothing() -> None:
+    part = ending([GUESS] * 5, [LEARNT] * 4 + [GUESS], leaps=(0, 1))
+    found = of(part, part)
+    assert found.verdict == INCONCLUSIVE and (found.difference, found.n, found.unit) == (-1, 5, "leaps a run")
+    cannot = "and what does not fall cannot leap"
+    assert found.reason == f"bank learns nothing in 20 of 20 runs (it ends at guessing), {cannot}"
+    assert found.figures["runs of bank that learn nothing"] == 20
+    assert found.figures["runs of plain that learn nothing"] == 4
+
+
+def test_a_side_that_learns_is_judged_as_before() -> None:
+    calm, wild = (ending([LEARNT] * 5, [LEARNT] * 5, leaps=leaps) for leaps in ((0, 1), (2, 0)))
+    assert of(calm, calm).verdict == REFUTED and of(wild, wild).verdict == SUPPORTED
+    assert of(calm).reason == "the training loss of bank leaps 1.00 times a run less than plain's"
+    assert of(calm).figures["runs of bank that learn nothing"] == 0
+
+
+def test_the_parts_count_together_and_half_of_the_runs_is_enough() -> None:
+    idle, learnt = (ending([end] * 5, [LEARNT] * 5, leaps=(0, 1)) for end in (GUESS, LEARNT))
+    assert of(idle, learnt).verdict == REFUTED and of(idle).verdict == INCONCLUSIVE
+    most = ending([GUESS] * 3 + [LEARNT] * 2, [LEARNT] * 5, leaps=(0, 1))
+    assert of(most, most).verdict == INCONCLUSIVE and "12 of 20 runs" in of(most, most).reason
+
+
+def test_a_little_below_guessing_is_not_learnt_yet() -> None:
+    assert of(ending([0.951 * GUESS] * 5, [LEARNT] * 5, leaps=(0, 1))).verdict == INCONCLUSIVE
+    assert of(ending([0.949 * GUESS] * 5, [LEARNT] * 5, leaps=(0, 1))).verdict == REFUTED
+
+
+def test_leaps_of_a_side_that_ends_at_guessing_support_nothing_and_are_told() -> None:
+    found = of(ending([GUESS] * 5, [LEARNT] * 5, leaps=(2, 0)))
+    assert found.verdict == INCONCLUSIVE and "bank leaps 2.00 times a run more" in found.reason
+    assert found.reason.endswith("; but bank learns nothing in 10 of 10 runs (it ends at guessing)")
+
+
+def test_runs_that_diverged_are_none_that_stay_at_guessing() -> None:
+    found = of(ending([GUESS] * 2, [LEARNT] * 6, leaps=(0, 0), n_diverged=4))
+    assert found.verdict == SUPPORTED and found.figures["runs of bank that learn nothing"] == 4
+
+
+def test_a_model_that_does_not_say_how_large_its_vocabulary_is_is_judged_by_its_leaps_alone() -> None:
+    part = ending([GUESS] * 5, [LEARNT] * 5, leaps=(0, 1))
+    for one in part.stored["sides"]:
+        del one["config"]["model"]["vocab_size"]
+    found = of(part)
+    assert found.verdict == REFUTED and not any("learn nothing" in name for name in found.figures)
+
+
 # By heart.
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from homunculi.errors import InputError, Stopped
 from homunculi.experiments.claims import store
@@ -19,7 +20,10 @@ from homunculi.experiments.execution import Reporter
 from homunculi.experiments.fleet import JobState, Launch
 from homunculi.experiments.side_by_side import Work, side_by_side
 from homunculi.runs.directory import runs_root
+from homunculi.text.reading import ENDINGS
 
+_WEIGHT = re.compile(r"@[\d.eE+-]+$")  # of a corpus in a mixture
+_READS = "it reads"
 _FROM = "from-"  # and the first seed: folders of runs that take up where a stored result ends
 
 Resolve = Callable[[list[str]], list[Wanted]]  # words as `homunculi compare` takes them → sides
@@ -119,6 +123,35 @@ def _check(asked: Asked) -> None:
         raise InputError(f"--tune: the sides of {claim.id} have the learning rates that it names; leave the option out")
     if asked.first_seed < 0:
         raise InputError(f"--first-seed: {asked.first_seed} is below 0")
+    for plan in asked.plans:
+        if other := _other_text(plan, asked.common):
+            given, text = other
+            fix = f"leave corpus out, or name a folder or file called {text}"
+            raise InputError(f"corpus={given}: {claim.id} is about {text}; {fix}")
+
+
+def _other_text(plan: Plan, common: Sequence[str]) -> tuple[str, str] | None:
+    """The corpus that assignments name in place of the plan's text, and that text; None where they keep to it, or the
+    plan names none. Data may lie anywhere, so it is told by the name of its folder or file alone."""
+    wanted, given = _corpus(plan.common), _corpus(common)
+    if wanted is None or given is None or _text_name(given).casefold() == _text_name(wanted).casefold():
+        return None
+    return given, _text_name(wanted)
+
+
+def _corpus(assignments: Sequence[str]) -> str | None:
+    """The last value that they give to `corpus`, which is the one that counts."""
+    pairs = [word.partition("=") for word in assignments]
+    return next((value for key, _, value in reversed(pairs) if key.strip() == "corpus"), None)
+
+
+def _text_name(corpus: str) -> str:
+    """Last part of its path or name without weight and ending; a mixture stays as it is."""
+    if "," in corpus:
+        return corpus
+    if corpus.startswith("hf:"):
+        corpus = corpus.split(":")[1]  # what follows is a part of that data set
+    return ENDINGS.sub("", _WEIGHT.sub("", PurePath(corpus).name))
 
 
 def _chosen(asked: Asked, plan: Plan) -> list[Side]:
@@ -245,8 +278,13 @@ def fitting(claim: Claim, comparison: Comparison) -> tuple[str, Plan, list[str]]
             if not misfit:
                 return size, plan, common
             misfits.append(misfit)
-    told = max(misfits, key=lambda misfit: not misfit.startswith("recipe"), default="the claim trains nothing")
+    told = max(misfits, key=_nearness, default="the claim trains nothing")
     raise InputError(f"{comparison.folder}: is no comparison of {claim.id}: {told}")
+
+
+def _nearness(misfit: str) -> tuple[bool, bool]:
+    """Greater for a plan that a comparison comes nearer to: another text is found where all else fits."""
+    return misfit.startswith(_READS), not misfit.startswith("recipe")
 
 
 def _common(plan: Plan, comparison: Comparison) -> tuple[list[str], str]:
@@ -272,4 +310,6 @@ def _common(plan: Plan, comparison: Comparison) -> tuple[list[str], str]:
         found.append(shared[len(start) :])
     if any(shared != found[0] for shared in found):
         return [], "its sides have different assignments beside those of the claim"
+    if other := _other_text(plan, found[0]):
+        return [], f"{_READS} {other[0]} and not {other[1]}"
     return found[0], ""

@@ -5,7 +5,8 @@ Pure functions of the evidence, as those of `verdicts`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 from homunculi.evals.statistics import Interval, paired_interval
@@ -24,6 +25,7 @@ from homunculi.experiments.comparison import LEVEL
 
 LOSS, LEAPS = "training/loss", "training/leaps"  # statistics of a run
 FEW = 0.5  # leaps a run that are not yet more
+GUESSING = 0.95  # share of ln(vocabulary), the loss of a guess, that a run has to end below to have learnt something
 
 
 def memorises(side: str, than: str, ladder: Sequence[str]) -> Rule:
@@ -61,6 +63,8 @@ def leaps_more(side: str, than: str, settings: Sequence[str], parts: Sequence[st
     as one leap. Refuted where the interval excludes half a leap more a run.
 
     What settings of one seed have in common is no further evidence, so a seed counts once, by its mean over them.
+    What does not fall cannot leap: where more than half of the side's runs learn nothing, nothing is decided. Such a
+    run ends with a validation loss of at least `GUESSING` times ln(vocab_size); one that diverged is not among them.
 
     Args:
         settings: ends of the names of sides at equal settings, such as rates.
@@ -70,15 +74,18 @@ def leaps_more(side: str, than: str, settings: Sequence[str], parts: Sequence[st
     def rule(evidence: Evidence) -> Finding:
         found: dict[int, list[tuple[float, float]]] = {}
         figures: Json = {}
-        for name in (name for name in parts if name in evidence.parts):
+        known = {name: evidence.parts[name] for name in parts if name in evidence.parts}
+        for name, part in known.items():
             for setting in settings:
-                part, both = evidence.parts[name], (side + setting, than + setting)
+                both = (side + setting, than + setting)
                 pairs = _leaps(part, *both)
                 for i, who in enumerate(both):
                     figures[f"leaps of {who}, {name}"] = sum(pair[i] for pair in pairs.values())
                 figures |= _unequal_rates(part, both, name)
                 for seed, pair in pairs.items():
                     found.setdefault(seed, []).append(pair)
+        idle = {who: _idle(known.values(), [who + setting for setting in settings]) for who in (side, than)}
+        figures |= {f"runs of {who} that learn nothing": some for who, (some, n_runs) in idle.items() if n_runs}
         if len(found) < 2:
             return Finding(INCONCLUSIVE, "fewer than 2 seeds of both say how their training loss goes", figures=figures)
         mine, others = ([fmean(pair[i] for pair in found[seed]) for seed in sorted(found)] for i in (0, 1))
@@ -86,6 +93,11 @@ def leaps_more(side: str, than: str, settings: Sequence[str], parts: Sequence[st
         more = "more" if interval.difference > 0 else "less"
         reason = f"the training loss of {side} leaps {abs(interval.difference):.2f} times a run {more} than {than}'s"
         verdict = SUPPORTED if interval.low > 0 else REFUTED if interval.high < FEW else INCONCLUSIVE
+        n_idle, n = idle[side]
+        if 2 * n_idle > n:
+            verdict, why = INCONCLUSIVE, f"{side} learns nothing in {n_idle} of {n} runs (it ends at guessing)"
+            rose = interval.difference > 0
+            reason = f"{reason}; but {why}" if rose else f"{why}, and what does not fall cannot leap"
         return said(verdict, reason, interval, interval.n, figures, "leaps a run")
 
     return rule
@@ -103,6 +115,21 @@ def _of_seeds(part: Part, name: str) -> dict[int, float]:
         return {}
     diverged = (run for run in part.stored["failed"] if run["side"] == name and run["state"] == "diverged")
     return {run["seed"]: 1.0 for run in diverged} | part.statistic(name, LEAPS)
+
+
+def _idle(parts: Iterable[Part], names: Sequence[str]) -> tuple[int, int]:
+    """How many runs of a side's settings end at guessing, of how many that ended or diverged; those of a model that
+    does not say how large its vocabulary is are left out."""
+    n_idle = n = 0
+    for part, name in ((part, name) for part in parts for name in names if name in part.sides):
+        size = part.sides[name]["config"]["model"].get("vocab_size")
+        if size is None:
+            continue
+        seeds = _of_seeds(part, name)
+        ends = [run["val_loss"][-1] for seed, run in part.runs[name].items() if seed in seeds]
+        n_idle += sum(end >= GUESSING * math.log(size) for end in ends)
+        n += len(seeds)
+    return n_idle, n
 
 
 def _unequal_rates(part: Part, names: Sequence[str], where: str) -> Json:
