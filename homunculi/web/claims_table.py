@@ -18,7 +18,9 @@ _LONGEST_S = 300
 
 
 class ClaimsTable:
-    """Asks once, and again only when the stored results have changed. Safe to ask from several threads."""
+    """Asks once, and again only when stored results or records beside them have changed. Safe to ask from several
+    threads.
+    """
 
     def __init__(self, runs: Path, command: Sequence[str] | None = None) -> None:
         self._command = list(command) if command else [sys.executable, "-m", "homunculi", "claims", "--json"]
@@ -53,8 +55,8 @@ class ClaimsTable:
         return [row for row in found if isinstance(row, dict)]
 
     def _stamp(self) -> Any:
-        found = []
-        for folder in (STORED, self._runs / "claims"):
+        found, places = [], (STORED.parent, self._runs)
+        for folder in (place / name for place in places for name in ("claims", "results")):
             try:
                 found += [(path.name, path.stat().st_mtime_ns) for path in sorted(folder.glob("*.json"))]
             except OSError:

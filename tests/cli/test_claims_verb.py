@@ -14,7 +14,7 @@ from homunculi.experiments.claims import running, store
 from homunculi.experiments.claims.catalogue import claims
 from homunculi.experiments.claims.evidence import Finding
 from tests.experiments.inside import Inside
-from tests.experiments.planted import around, part, stored
+from tests.experiments.planted import around, depth, part, put_record, skill, stored
 
 Cli = Callable[..., Any]
 CLAIM = "ncn-plasticity"
@@ -99,6 +99,25 @@ def test_results_lie_in_the_checkout_or_beside_the_runs(
     assert verdict() == "supported"
     (tmp_path / "benchmarks" / "claims").mkdir(parents=True)
     assert verdict() == "not run"
+
+
+def test_figures_of_records_beside_the_results_are_printed_though_nothing_was_run(cli: Cli, tmp_path: Path) -> None:
+    chosen = {"rho": None, "low": None, "high": None, "n": 0}
+    row = depth("homunculi", "entity_tracking", [1, 2], {1: 0.25, 3: 0.75}, chosen=chosen)
+    put_record(tmp_path / "kept", "skills_depth", {"depth": [row]})
+    scores = [skill("homunculi", "recall", [0.75] * 3), skill("filled-temporal", "recall", [0.5] * 3)]
+    put_record(tmp_path / "kept", "skills_regions", {"scores": scores})
+    gain, where = "temporal on its probe tasks, 1 of 3 (accuracy, 3 seeds)", "homunculi on entity_tracking at 4"
+    for words in ([], ["homunculi-depth", "homunculi-regions", "--show"]):
+        done = cli("claims", *words, "--results", tmp_path / "kept")
+        assert done.code == 0, done.err
+        assert f"    {gain} 0.25 (0.25 … 0.25)\n" in done.out.replace(" " * 16, "    ")
+        assert f"{where} (0 of 5 seeds) undefined, nothing varies; accuracy of {where}, own depths" in done.out
+    printed = json.loads(cli("claims", "--results", tmp_path / "kept", "--json").out)["claims"]
+    rows = {one["id"]: one for one in printed}
+    assert rows["homunculi-regions"]["figures"] == {gain: [0.25, 0.25, 0.25]}
+    assert rows["homunculi-regions"]["verdict"] == rows["homunculi-depth"]["verdict"] == "not run"
+    assert rows["homunculi-depth"]["figures"][f"accuracy of {where}, 3 passes forced (5 seeds)"] == 0.75
 
 
 def test_one_claim_in_full_without_running_it(cli: Cli, results: Path, inside: Inside) -> None:

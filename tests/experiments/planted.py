@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from homunculi.experiments.claims.evidence import Evidence, Part
@@ -55,3 +57,27 @@ def around(mean: float, n: int = 5, spread: float = 0.002, seed: int = 0) -> lis
     """Ends of n runs; the same for the same seed, so that two sides differ by little more than their means."""
     chance = random.Random(f"{seed}")
     return [mean + chance.gauss(0, 0.02) + random.Random(f"{mean} {i}").gauss(0, spread) for i in range(n)]
+
+
+def skill(name: str, task: str, scores: Sequence[float]) -> Json:
+    """A score of a battery of skills, seed by seed; what else its row has says nothing of them."""
+    whole: Json = {"architecture": name, "task": task, "score": 0.5, "low": 0.4, "high": 0.6, "n": 9}
+    return whole | {"chance": 0.0, "ceiling": 1.0, "seeds": {str(seed): score for seed, score in enumerate(scores)}}
+
+
+def depth(name: str, task: str, needed: Sequence[int], forced: Mapping[int, float], **changes: Any) -> Json:
+    """A row of depths of a battery of skills: 5 seeds, half of the answers right at the model's own depths."""
+    by_needed = [0.5] * len(needed)
+    rows = [{"passes": n, "accuracy": accuracy, "by_needed": by_needed} for n, accuracy in forced.items()]
+    whole: Json = {"architecture": name, "task": task, "value": 4, "n": 5, "needed": list(needed)}
+    whole |= {"own": {"accuracy": 0.5, "by_needed": by_needed}, "forced": rows}
+    chosen: Json = {"mean": 1.5, "by_needed": by_needed, "deepest": 3, "rho": 0.25, "low": 0.125, "high": 0.375, "n": 5}
+    return whole | {"chosen": chosen} | changes
+
+
+def put_record(results: Path, name: str, record: Any) -> Path:
+    """A record beside the folder of stored results; text is written as it is."""
+    path = results.parent / "results" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(record if isinstance(record, str) else json.dumps(record), encoding="utf-8")
+    return path

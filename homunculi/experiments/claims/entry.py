@@ -105,6 +105,8 @@ class Claim:
         sizes: size → comparisons that are run at it; empty where nothing is trained.
         minutes: size → of one run on that size's machine, a rough guess.
         count: a measurement that needs no run, made whenever the table is shown; it is told the folder of results.
+        shown: further figures, read from a record whenever the table is shown, whatever has been run; no verdict hears
+            them. It is told the folder of results, and returns nothing where there is no record.
         beside: name in the result → a further measurement, made once a comparison has ended; see `running.Beside`.
         needs: what has to be there before it can be run; empty where it can.
         beyond: what of the claim this check leaves open.
@@ -120,6 +122,7 @@ class Claim:
     sizes: Mapping[str, tuple[Plan, ...]] = field(default_factory=dict)
     minutes: Mapping[str, float] = field(default_factory=dict)
     count: Callable[[Path | None], Json] | None = None
+    shown: Callable[[Path | None], Json] | None = None
     beside: Mapping[str, Callable[..., Json]] = field(default_factory=dict)
     needs: str = ""
     beyond: str = ""

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from homunculi.experiments.claims.entry import Claim, Plan, claim
 from homunculi.experiments.claims.measures import converges
+from homunculi.experiments.claims.skill_figures import depths, own_jobs, shown
 from homunculi.experiments.claims.verdicts import all_better, beats, each_needed
 
 REGIONS = ("temporal", "amygdala", "prefrontal", "neocortex")
+# Tasks of the battery of skills that ask for what a region is meant for: if it does its own job, a plain part in its
+# place costs most there. No task is two regions', or a loss there would tell nothing of either.
+PROBES = {
+    "temporal": ("recall", "name_recall", "entity_tracking"),  # binding over a distance: what goes with what
+    "amygdala": ("forgetting", "compression"),  # salience: what matters is kept, the rest let go
+    "prefrontal": ("noisy_recall", "selective_copy", "pointer_chasing"),  # inhibition of what distracts; plans
+    "neocortex": ("memorisation", "fuzzy_recall"),  # expertise: what is known by heart
+}
 SIZES = ("small", "medium")
 MINUTES = {"small": 4.0, "medium": 6.0}
 SCORES, PACKET = "steps.*.router.score", "steps.*.packet.*"  # taps at which a signal is another token's
@@ -59,8 +68,11 @@ def regions() -> Claim:
         rule=each_needed("whole", {region: f"no-{region}" for region in REGIONS}),
         sizes={size: plan(size) for size in SIZES},
         minutes=MINUTES,
-        beyond="whether each does its own job (binding far back, salience, inhibition, expertise) needs the battery of "
-        "skills",
+        shown=shown(
+            "skills_regions", own_jobs("homunculi", {region: f"filled-{region}" for region in REGIONS}, PROBES)
+        ),
+        beyond="whether each does its own job (binding far back, salience, inhibition, expertise) is no part of the "
+        "verdict; where skills have been measured, figures say what each adds to small models on its probe tasks",
     )
 
 
@@ -80,7 +92,10 @@ def depth() -> Claim:
         rule=all_better(("homunculi", "homunculi-dealt"), ("mor", "mor-dealt")),
         sizes={size: plan(size) for size in SIZES},
         minutes={"small": 4.5, "medium": 4.5},
-        beyond="depth against surprisal, kind of word and position needs scans of every run: depth by token",
+        shown=shown("skills_depth", depths),
+        beyond="depth against surprisal, kind of word and position needs scans of every run: depth by token; whether "
+        "small models choose as many passes as answers need is in figures, where skills have been measured, and is no "
+        "part of the verdict",
     )
 
 

@@ -29,13 +29,21 @@ from homunculi.experiments.claims.verdicts import said
 LEVEL = 0.95
 
 
+def record(results: Path | None, name: str) -> Any:
+    """What lies as ``results/NAME.json`` beside the folder of stored results; empty without such a folder.
+
+    Raises:
+        OSError, ValueError: it is missing or no JSON.
+    """
+    return {} if results is None else json.loads((results.resolve().parent / "results" / f"{name}.json").read_bytes())
+
+
 def battery(name: str) -> Callable[[Path | None], Json]:
     """What counts a battery's points: it reads ``results/NAME.json`` beside the folder of stored results."""
 
     def count(results: Path | None) -> Json:
-        path = None if results is None else results.resolve().parent / "results" / f"{name}.json"
         try:
-            found = json.loads(path.read_bytes()) if path else {}
+            found = record(results, name)
             return {"points": found["points"], "beyond": found["beyond"], "tasks": found["tasks"]}
         except (OSError, ValueError, KeyError, TypeError):
             return {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from homunculi.errors import InputError
@@ -65,7 +65,17 @@ def rows(claims: Sequence[Claim], folder: Path) -> list[Row]:
 
 
 def row(claim: Claim, folder: Path) -> Row:
-    """Judge one claim by what is stored of it."""
+    """Judge one claim by what is stored of it, and put beside the finding what its record shows.
+
+    Raises:
+        InputError: its stored result is damaged; a damaged record shows nothing.
+    """
+    found = _judged(claim, folder)
+    more = claim.shown(folder) if claim.shown else {}
+    return replace(found, finding=replace(found.finding, figures={**found.finding.figures, **more}))
+
+
+def _judged(claim: Claim, folder: Path) -> Row:
     if claim.rule is None:
         return Row(claim, Finding(NOT_RUN, f"needs {claim.needs}"))
     if claim.count is not None:
