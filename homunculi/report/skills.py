@@ -30,6 +30,7 @@ FORMAT = 1
 _FEWEST_SPOKES = 3
 _MOST_LINES = 8  # of a radar; of more nothing can be told apart
 _MOST_BANDS = 4
+_MOST_NAMES = 6  # of a title
 _BANDS = """
 .banded g.faint { stroke-width: .6; opacity: 1; fill-opacity: .16; stroke-opacity: .25; }
 .banded g.c0 { fill: var(--c0); } .banded g.c1 { fill: var(--c1); } .banded g.c2 { fill: var(--c2); }
@@ -101,8 +102,11 @@ def _top(record: Record) -> Iterator[Html | None]:
     settings = part(record.raw, "settings")
     words = f"{len(record.tasks)} tasks, {text_of(settings.get('seeds'))} seeds, accuracy at counted positions"
     yield element("p", "homunculi · skills", class_="kicker")
-    yield element("h1", " · ".join(record.sides) or "no architectures")
+    names, n = " · ".join(record.sides), len(record.sides)
+    yield element("h1", f"{n} architectures" if n > _MOST_NAMES else names or "no architectures")
     yield element("p", words, class_="under")
+    if n > _MOST_NAMES:
+        yield element("p", names, class_="note")
     for name, reason in part(record.raw, "refused").items():
         yield element("p", "Refused, not scored: ", element("bdi", name), f": {text_of(reason)}", class_="alert")
     failed = objects(record.raw.get("failed"))
@@ -148,12 +152,18 @@ def _curves(record: Record) -> Html | None:
     figures = [figure for task in record.tasks if (figure := _curve(record, task))]
     if not figures:
         return None
+    drawn = any(len(_values(record.of("points", str(task.get("name"))))) > 1 for task in record.tasks)
     note = (
         "Accuracy on test rows against the swept dial, trained anew at every value. Bands: 95 % intervals over seeds. "
         "Grey: chance (below), the best possible reader (above)."
     )
-    looks = element("p", note, class_="note")
-    return join([_looks(record), looks, element("div", *figures, class_="pair banded figures")])
+    looks = element("p", note if drawn else "One value of each dial was trained, so there is no curve.", class_="note")
+    return join([_looks(record) if drawn else None, looks, element("div", *figures, class_="pair banded figures")])
+
+
+def _values(points: Sequence[Mapping[str, Any]]) -> set[float]:
+    """Of the swept dial."""
+    return {x for one in points if (x := number(one.get("value"))) is not None}
 
 
 def _curve(record: Record, task: Mapping[str, Any]) -> Html | None:
@@ -172,15 +182,19 @@ def _curve(record: Record, task: Mapping[str, Any]) -> Html | None:
         f"t-{name}", f"{name}: accuracy over {dial}", dial, "accuracy", series, SMALL, "zero", across=_across(points)
     )
     caption = element("figcaption", element("strong", str(task.get("title") or name)), element("output", class_="read"))
+    values = _values(points)
+    curve = draw(plot) if len(values) > 1 else None  # one value is in the table of scores
+    if len(values) == 1:
+        settled = ", ".join(filter(None, (f"{dial} {brief(*values)}", settled)))
     words = f"{text_of(task.get('question'))} {settled}" + (
         f" ({text_of(task.get('source'))})" if task.get("source") else ""
     )
-    return element("figure", caption, draw(plot), element("p", words, class_="note"), id=f"task-{name}")
+    return element("figure", caption, curve, element("p", words, class_="note"), id=f"task-{name}")
 
 
 def _across(points: Sequence[Mapping[str, Any]]) -> str:
     """By ratio where the dial doubles and doubles again."""
-    values = [x for one in points if (x := number(one.get("value"))) is not None]
+    values = _values(points)
     return "log" if values and min(values) > 0 and max(values) >= 4 * min(values) else "linear"
 
 

@@ -123,3 +123,21 @@ def test_a_size_that_is_not_equal_is_said_on_the_page() -> None:
     unequal = {"architecture": "a", "parameters": 9, "ratio": 1.2, "tasks": ["recall"]}
     page = render_skills(Record(record() | {"unequal": [unequal]}))
     assert "a has 9 parameters (1.200 times those of the others)" in page
+
+
+def test_one_value_of_a_dial_is_no_curve_and_is_said_instead() -> None:
+    quick = record()
+    quick["points"] = [one for one in quick["points"] if one["value"] == 8 or one["task"] == "sort"]
+    page = render_skills(Record(quick))
+    figures = {task: re.search(rf'<figure id="task-{task}".*?</figure>', page, re.DOTALL) for task in TASKS}
+    assert ["<svg" in figure[0] for figure in figures.values() if figure] == [False, False, True]
+    assert figures["copy"] is not None and "length 8, noise 0.5" in figures["copy"][0]
+    quick["points"] = [one for one in quick["points"] if one["value"] == 8]
+    assert "so there is no curve" in render_skills(Record(quick)) and "so there is no curve" not in page
+
+
+def test_many_names_are_no_title() -> None:
+    many = tuple(f"side{i}" for i in range(7))
+    page = render_skills(Record(record(many)))
+    assert "<h1>7 architectures</h1>" in page and " · ".join(many) in page
+    assert "<h1>gpt · ncn</h1>" in render_skills(Record(record()))
