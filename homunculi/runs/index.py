@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from homunculi.errors import InputError
-from homunculi.runs.clock import seconds_of
-from homunculi.runs.directory import CHECKPOINTS, INFO, METRICS, RunDirectory, runs_root, state_of
+from homunculi.runs.clock import now, seconds_of
+from homunculi.runs.directory import CHECKPOINTS, INFO, METRICS, RunDirectory, runs_root
 from homunculi.runs.lines import find_last
+from homunculi.runs.state import state_from
 
 DEPTH = 5  # root / claim / its comparison / further seeds / runs / run
 _NOT_ENTERED = frozenset({CHECKPOINTS, "measures", "__pycache__", "node_modules"})
@@ -21,7 +22,7 @@ _NOT_ENTERED = frozenset({CHECKPOINTS, "measures", "__pycache__", "node_modules"
 class RunSummary:
     """One line of the list. `val_loss` (nats a token) and `val_bpb` are of the last evaluation; `created` in seconds.
 
-    `state` is that of `state_of`, or `unreadable` where run.json is damaged.
+    `state` is that of `state_from`, or `unreadable` where run.json is damaged.
     """
 
     path: Path
@@ -59,17 +60,21 @@ def find_run_folders(root: Path, within: Path | None = None) -> Iterator[Path]:
 
 def summarise(path: Path | str) -> RunSummary:
     """The summary of the run in folder `path`; damaged files leave their fields empty."""
-    run = RunDirectory(path)
+    return summary_of(RunDirectory(path))[0]
+
+
+def summary_of(run: RunDirectory) -> tuple[RunSummary, dict[str, Any], dict[str, Any]]:
+    """The summary of a run, and what its run.json (empty where it is damaged) and its status.json say, read once."""
+    status = run.status()
     try:
-        info, state = run.info(), state_of(run)
+        info, state = run.info(), state_from(status, now())
     except InputError:
         info, state = {}, "unreadable"
-    status = run.status()
     evaluated = find_last(run.path / METRICS, "val/loss") or {}
     step = _count(status.get("step"))
     if step is None:
         step = _count((find_last(run.path / METRICS, "step") or {}).get("step"))
-    return RunSummary(
+    summary = RunSummary(
         path=run.path,
         id=_text(info.get("id")),
         name=_text(info.get("name")) or run.path.name,
@@ -81,6 +86,7 @@ def summarise(path: Path | str) -> RunSummary:
         val_bpb=_number(evaluated.get("val/bpb")),
         created=seconds_of(info.get("created")),
     )
+    return summary, info, status
 
 
 def _run_folders(folder: Path, depth: int, within: Path | None) -> Iterator[Path]:

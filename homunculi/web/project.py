@@ -20,7 +20,7 @@ from homunculi.report.numbers import number
 from homunculi.runs import clock
 from homunculi.runs.difference import flatten
 from homunculi.runs.directory import EVENTS, INFO, METRICS, SAMPLES, STATUS, RunDirectory
-from homunculi.runs.index import RunSummary, find_run_folders, summarise
+from homunculi.runs.index import RunSummary, find_run_folders, summary_of
 from homunculi.runs.lines import find_last
 from homunculi.runs.state import state_from
 
@@ -154,13 +154,7 @@ def settings_of(info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _listed(key: str, path: Path) -> tuple[Listed, dict[str, Any]]:
-    run = RunDirectory(path)
-    summary = summarise(path)
-    try:
-        info = run.info()
-    except InputError:
-        info = {}
-    status = run.status()
+    summary, info, status = summary_of(RunDirectory(path))
     trained = find_last(path / METRICS, "train/loss") or {}
     config, budget = (value if isinstance(value, dict) else {} for value in (info.get("config"), info.get("budget")))
     more: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -61,6 +62,25 @@ def test_a_port_that_is_taken_is_named(packages: None, tmp_path: Path) -> None:
         process = serve("--runs", str(tmp_path), "--port", str(taken.getsockname()[1]))
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 2 and "choose another, or 0 for a free one" in errors
+
+
+def test_an_answer_s_body_does_not_wait_for_its_head_to_be_received() -> None:
+    async def ask() -> int:
+        told: asyncio.Queue[int] = asyncio.Queue()
+
+        async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            taken = writer.get_extra_info("socket")
+            told.put_nowait(taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        opened = listen(0)
+        async with await asyncio.start_server(answer, sock=opened):
+            _, writer = await asyncio.open_connection(*opened.getsockname())
+            at_once = await asyncio.wait_for(told.get(), 20)
+            writer.close()
+        return at_once
+
+    assert asyncio.run(ask())
 
 
 def test_the_page_loads_neither_torch_nor_a_server_before_it_serves() -> None:

@@ -47,10 +47,11 @@ function layoutOf(more) {
 
 const SETTINGS = {displayModeBar: false, responsive: true, showTips: false, doubleClick: "reset+autosize"};
 
-// The charts are a megabyte and a half: they come with the first figure, so that views without one open at once.
+// The charts are a megabyte and a half: they come with the first figure, or with a view that will have some, so that
+// views without one open at once.
 let charts = null;
 const left = new WeakSet();  // plots of views that were left
-function chartsReady() {
+export function chartsReady() {
   charts ??= new Promise((resolve, reject) => {
     stylesAsRules();
     const script = el("script", {src: "/static/vendor/plotly-cartesian.min.js"});

@@ -2,7 +2,7 @@
 
 import {dataOf, read, repeat, viewOf} from "./api.js";
 import {alertOf, checkbox, el, fill, folded, labelled, named, select, table} from "./dom.js";
-import {frame, lines} from "./figures.js";
+import {chartsReady, frame, lines} from "./figures.js";
 import {brief, exact, moment} from "./numbers.js";
 import {panels} from "./panels.js";
 import {samples} from "./samples.js";
@@ -22,6 +22,7 @@ const OWN = new Set([...FIGURES.flatMap((one) => one.metrics), "tokens", "second
 
 export async function show(main, query, signal, about) {
   const key = query.get("run") || "";
+  chartsReady().catch(() => {});  // come while the server reads; a figure says if they cannot
   const head = await read("run", {run: key}, signal);
   document.title = `${head.name} · homunculi`;
   const top = el("div", {});
@@ -31,9 +32,9 @@ export async function show(main, query, signal, about) {
   fill(main, top, curves, said, inside, settings(head), await happened(key, signal));
   drawTop(top, head, about);
   drawCurves(curves, head, shown, signal);
+  await refreshCurves(shown, signal);  // before the panels: they take longer to draw, and stand further down
   const talk = await samples(said, key, signal);
   const look = await panels(inside, key, signal);
-  await refreshCurves(shown, signal);
   const refresh = async () => {
     const now = await read("run", {run: key}, signal);
     if (now.version === shown.version && now.state === shown.state && now.step === shown.step) return;
