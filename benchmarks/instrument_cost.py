@@ -68,7 +68,7 @@ def within(config: RunConfig, lines: list[tuple[int, float, float]]) -> dict[str
             stretches[any(is_watched(config, one) for one in range(before, step))].append((ended - began) / n)
     plain = median(stretches[False])
     lost = [(one - plain) * n for one in stretches[True]]
-    began = next(seconds - plain * step for step, seconds, _ in lines if step == SETTLED)
+    began = max((step, seconds - plain * step) for step, seconds, _ in lines if step <= SETTLED)[1]
     return {
         "ms_per_step": round(1000 * plain, 3),
         "lost_s": [round(one, 4) for one in lost],
