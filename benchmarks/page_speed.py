@@ -10,7 +10,7 @@ told to forget: *first* is the first look at anything, *again* the second in the
 while one of the runs is written, 20 lines a second; that run, with instruments beside its metrics, is the one opened.
 
 Seconds are the browser's own, from the beginning of the navigation to the frame after the one that has every run in
-the list, or every line in the run's figures; limit 1 s. `asked` and `answered` say when the browser asked for what is
+the list (limit 1 s), or every line in the run's figures. `asked` and `answered` say when the browser asked for what is
 drawn last and when it had all of it: before that the page loads, between them the server reads, afterwards it is drawn.
 What server and browser do at their start does not count. On a machine that others use, all of it measures the others
 too: the result has the processor's time beside the scan's and, after each look, `core_share`: what a loop got of the
@@ -64,7 +64,7 @@ from homunculi.train.session import build_model, with_vocabulary
 
 RESULT = Path(__file__).parent / "results" / "page_speed.json"
 RECIPE = "quickstart"
-LIMITS = {"scan": 2.0, "list": 1.0, "run": 1.0}  # seconds
+LIMITS = {"scan": 2.0, "list": 1.0}  # seconds; opening one of the long runs is measured beside
 SCANNED = 256  # tokens, the start among them
 SEEDS = 10  # of one experiment; runs of one seed have the same curves, which spares most of the writing
 TOKENS_A_STEP = 2048
@@ -350,7 +350,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 def judged(result: dict[str, Any]) -> list[tuple[str, dict[str, Any], float]]:
     """What has a limit: its words, its seconds, the limit."""
     scanned, looked = result["scan"], result["page"]["looks"]
-    rows = [(name, parts["seconds"], LIMITS[name.partition(",")[0]]) for name, parts in looked.items()]
+    rows = [(name, one["seconds"], LIMITS["list"]) for name, one in looked.items() if name.startswith("list")]
     return [(f"scan of {scanned['tokens']} tokens", scanned["seconds"], LIMITS["scan"]), *rows]
 
 
